@@ -1,0 +1,109 @@
+"""What every task family must keep to; Gymnasium checks single environments only."""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+from .core import TaskVectorEnv
+
+
+def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
+    """Checks that a registered family keeps the contract of `TaskVectorEnv` and of Gymnasium.
+
+    Args:
+        env_id: The registered id.
+        num_envs: N of the vector environment that is checked.
+        num_steps: For how many steps it is compared with N single environments.
+
+    Raises:
+        AssertionError: Naming what is broken.
+    """
+    single = gymnasium.make(env_id)
+    check_env(single.unwrapped)
+    single.close()
+    # With the horizon shortened, auto-resets happen within the steps compared.
+    env = gymnasium.make_vec(env_id, num_envs, "vector_entry_point", max_episode_steps=max(2, num_steps // 3))
+    assert isinstance(env, TaskVectorEnv), f"{env_id}: the vector entry point is no TaskVectorEnv."
+    try:
+        _check_tasks(env_id, env)
+        _check_steps(env_id, env, num_steps)
+        _check_equals_single(env_id, env, num_steps)
+    finally:
+        env.close()
+
+
+def _check_tasks(env_id: str, env: TaskVectorEnv) -> None:
+    tasks = env.sample_tasks(env.num_envs, np.random.default_rng(1))
+    again = env.sample_tasks(env.num_envs, np.random.default_rng(1))
+    assert np.array_equal(tasks, again), f"{env_id}: sample_tasks uses more chance than its generator."
+    assert len(np.unique(tasks, axis=0)) > 1 or len(tasks) == 1, f"{env_id}: sample_tasks draws one task only."
+    env.reset(options={"task": tasks})
+    assert np.array_equal(env.tasks, tasks), f"{env_id}: the task given is not the task in force."
+    outside = tasks.copy()
+    outside[-1] = env.task_space.high + 1.0 if isinstance(env.task_space, spaces.Box) else -1
+    for wrong, what in ((outside, "outside the task space"), (tasks[:-1], "too few"), (tasks[..., None], "badly shaped")):
+        try:
+            env.reset(options={"task": wrong})
+        except ValueError:
+            assert np.array_equal(env.tasks, tasks), f"{env_id}: a refused task replaced the one in force."
+        else:
+            raise AssertionError(f"{env_id}: tasks that are {what} are not refused.")
+
+
+def _check_steps(env_id: str, env: TaskVectorEnv, num_steps: int) -> None:
+    """Types, shapes, spaces, fresh arrays, determinism, auto-reset, and the task staying in force."""
+    assert env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP, f"{env_id}: auto-reset is not NEXT_STEP."
+    tasks = env.sample_tasks(env.num_envs, np.random.default_rng(2))
+    runs = []
+    for _ in range(2):
+        env.action_space.seed(0)
+        observations, info = env.reset(seed=5, options={"task": tasks})
+        assert isinstance(info, dict), f"{env_id}: reset returns no dictionary of information."
+        history = [observations]
+        ended = np.zeros(env.num_envs, dtype=bool)
+        for step in range(num_steps):
+            before = history[-1].copy()
+            observations, rewards, terminated, truncated, info = env.step(env.action_space.sample())
+            where = f"{env_id}, step {step}"
+            assert np.array_equal(history[-1], before), f"{where}: changes an array returned before."
+            assert env.observation_space.contains(observations), f"{where}: observations are not in their space."
+            assert rewards.shape == (env.num_envs,), f"{where}: rewards have shape {rewards.shape}."
+            assert np.isfinite(rewards).all(), f"{where}: a reward is not finite."
+            for name, flags in (("terminated", terminated), ("truncated", truncated)):
+                assert flags.shape == (env.num_envs,), f"{where}: {name} has shape {flags.shape}."
+                assert flags.dtype == bool, f"{where}: {name} has type {flags.dtype}."
+            assert not rewards[ended].any(), f"{where}: the step of an auto-reset is rewarded."
+            assert not (terminated | truncated)[ended].any(), f"{where}: an episode ends as it begins."
+            assert np.array_equal(env.tasks, tasks), f"{where}: the task in force changed."
+            ended = terminated | truncated
+            history += [observations, rewards, terminated, truncated]
+        runs.append(history)
+    for first, second in zip(*runs, strict=True):
+        assert np.array_equal(first, second), f"{env_id}: the same seed and actions give another episode."
+
+
+def _check_equals_single(env_id: str, env: TaskVectorEnv, num_steps: int) -> None:
+    """N environments at once do what N single ones do, each with its own seed and task."""
+    tasks = env.sample_tasks(env.num_envs, np.random.default_rng(3))
+    singles = [gymnasium.make(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
+    observations, _ = env.reset(seed=11, options={"task": tasks})
+    for i, single in enumerate(singles):
+        first, _ = single.reset(seed=11 + i, options={"task": tasks[i]})
+        assert np.array_equal(first, observations[i]), f"{env_id}: environment {i} starts unlike a single one."
+    ended = np.zeros(env.num_envs, dtype=bool)
+    env.action_space.seed(1)
+    for step in range(num_steps):
+        actions = env.action_space.sample()
+        batch = env.step(actions)
+        for i, single in enumerate(singles):
+            if ended[i]:
+                alone = (single.reset()[0], 0.0, False, False)
+            else:
+                alone = single.step(actions[i])[:4]
+            for name, one, many in zip(("observation", "reward", "terminated", "truncated"), alone, batch, strict=False):
+                assert np.array_equal(one, many[i]), f"{env_id}, step {step}: {name} of environment {i} is unlike a single one's."
+        ended = batch[2] | batch[3]
+    for single in singles:
+        single.close()

@@ -1,0 +1,313 @@
+"""The base of every native task family: batched pure functions in, a Gymnasium environment out."""
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+# Steps whose noise is drawn at once; the numbers drawn do not depend on it.
+_NOISE_BLOCK = 64
+
+
+class TaskVectorEnv(VectorEnv):
+    """N environments of one task family, stepped together as arrays.
+
+    A task is T = {L, q(x_1), q(x_{t+1} | x_t, a_t), H}. A subclass writes that definition down as pure
+    functions over a batch of n environments, where every source of chance is an argument:
+
+    * `initial_state(task, noise)` -> (n, ...): x_1;
+    * `transition(state, action, task, noise)` -> (n, ...): x_{t+1}, as a new array;
+    * `reward(state, action, next_state, task, noise)` -> (n,): r_t = -L(x_t, a_t);
+    * `terminated(state, task)` -> (n,) bool: whether x_{t+1} ends the episode; by default never;
+    * `observation(state, task)` -> (n, O): a new array;
+    * `frame(state, task)` -> (height, width, 3) uint8: a picture of one environment.
+
+    `noise` is uniform on [0, 1), shape (n, `initial_noise`) for the first state and (n, `step_noise`) for
+    a step; `scipy.special.ndtri` makes it normal. Each environment and each episode has its own stream,
+    so environment i seeded with s + i does exactly what a single one seeded with s + i does.
+
+    The task is put in force by `reset(options={"task": tasks})` with tasks of shape (N, D), and stays in
+    force through every later reset and auto-reset until another is given. Before the first one, all
+    environments have the same, arbitrary but fixed task. An episode that ended is reset by the next step
+    (Gymnasium's `NEXT_STEP` mode), which ignores that environment's action.
+
+    Args:
+        num_envs: N, the number of environments.
+        max_episode_steps: The horizon H; the episode is truncated there. None: no horizon.
+        render_mode: None or "rgb_array".
+
+    Attributes:
+        task_space: The space of one task, usually a `Box` of D numbers.
+        tasks: The tasks in force, (N, D).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+    task_space: spaces.Space
+    initial_noise = 0
+    step_noise = 0
+
+    def __init__(
+        self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None
+    ):
+        if num_envs < 1:
+            raise ValueError(f"{type(self).__name__}: num_envs is {num_envs}, but must be at least 1.")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ValueError(
+                f"{type(self).__name__}: max_episode_steps is {max_episode_steps}, but must be at least 1."
+            )
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(
+                f"{type(self).__name__}: render_mode is {render_mode!r}, but must be None or one of "
+                f"{self.metadata['render_modes']}."
+            )
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.tasks = self._checked_tasks(
+            np.repeat(self.sample_tasks(1, np.random.default_rng(0)), num_envs, axis=0)
+        )
+        self._seeds: np.ndarray | None = None
+        self._streams: dict[int, np.random.Generator] = {}
+        self._noise = np.empty((num_envs, _NOISE_BLOCK, self.step_noise))
+
+    # What a family defines.
+
+    def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws tasks from p(T); by default uniformly from a bounded `task_space`.
+
+        Args:
+            num_tasks: M.
+            rng: The only source of chance.
+
+        Returns:
+            The tasks, (M, D).
+        """
+        space = self.task_space
+        if not (isinstance(space, spaces.Box) and space.is_bounded()):
+            raise NotImplementedError(
+                f"{type(self).__name__}: sample_tasks draws uniformly from a bounded Box, but task_space is "
+                f"{space}; define sample_tasks(num_tasks, rng) in the family."
+            )
+        return rng.uniform(space.low, space.high, size=(num_tasks, *space.shape))
+
+    def initial_state(self, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """The first states x_1 of n environments; see the class."""
+        raise NotImplementedError
+
+    def transition(
+        self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray
+    ) -> np.ndarray:
+        """The next states x_{t+1} of n environments; see the class."""
+        raise NotImplementedError
+
+    def reward(
+        self,
+        state: np.ndarray,
+        action: np.ndarray,
+        next_state: np.ndarray,
+        task: np.ndarray,
+        noise: np.ndarray,
+    ) -> np.ndarray:
+        """The rewards of n environments, (n,); see the class."""
+        raise NotImplementedError
+
+    def terminated(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
+        """Which of n environments have reached a terminal state, (n,) bool."""
+        return np.zeros(len(state), dtype=bool)
+
+    def observation(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
+        """The observations of n environments, (n, O); see the class."""
+        raise NotImplementedError
+
+    def frame(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
+        """A picture of one environment, (height, width, 3) uint8."""
+        raise NotImplementedError
+
+    def check_tasks(self, tasks: np.ndarray) -> str | None:
+        """What is wrong with tasks (n, D) beyond not being in `task_space`, as a sentence; None if nothing."""
+        return None
+
+    # What the base class makes of it.
+
+    def _checked_tasks(self, tasks: Any) -> np.ndarray:
+        name, space = type(self).__name__, self.task_space
+        checked = np.array(tasks, dtype=space.dtype)
+        expected = (self.num_envs, *(space.shape or ()))
+        if checked.shape != expected:
+            raise ValueError(
+                f"{name}: options['task'] has shape {checked.shape}, but a task for each of {self.num_envs} "
+                f"environments has shape {expected}."
+            )
+        if not batch_space(space, self.num_envs).contains(checked):
+            outside = next(task for task in checked if not space.contains(task))
+            raise ValueError(f"{name}: task {outside} is not in the task space {space}; choose one that is.")
+        if problem := self.check_tasks(checked):
+            raise ValueError(f"{name}: {problem}")
+        return checked
+
+    def reset(
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts a new episode in every environment.
+
+        Args:
+            seed: s for the seeds s, s + 1, ..., s + N - 1; or N seeds; or None to go on with the streams
+                there are (the first time: with unpredictable ones).
+            options: {"task": tasks} puts tasks (N, D) in force.
+
+        Returns:
+            The first observations (N, O), and an empty dictionary.
+
+        Raises:
+            ValueError: If a task is of the wrong shape or not in the task space, or seeds are not N.
+        """
+        if options and "task" in options:
+            self.tasks = self._checked_tasks(options["task"])
+        if seed is not None or self._seeds is None:
+            self._seed(seed)
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        self._any_ended = False
+        self._state = self._first_states(np.arange(self.num_envs))
+        return self.observation(self._state, self.tasks), {}
+
+    def _seed(self, seed: int | list[int] | None) -> None:
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seeds = np.arange(seed, seed + self.num_envs) if np.ndim(seed) == 0 else np.array(seed)
+        if seeds.shape != (self.num_envs,):
+            raise ValueError(
+                f"{type(self).__name__}: got {len(seeds)} seeds for {self.num_envs} environments; give one "
+                "number, or one for each."
+            )
+        self._seeds = seeds
+        self._episodes = np.zeros(self.num_envs, dtype=np.int64)
+
+    def _first_states(self, indices: np.ndarray) -> np.ndarray:
+        """Opens the noise streams of a new episode in the given environments; returns x_1, (n, ...)."""
+        assert self._seeds is not None
+        noise = np.empty((len(indices), self.initial_noise))
+        if self.initial_noise or self.step_noise:
+            for row, i in enumerate(indices):
+                self._streams[i] = np.random.default_rng([self._seeds[i], self._episodes[i]])
+                noise[row] = self._streams[i].random(self.initial_noise)
+        self._episodes[indices] += 1
+        return self.initial_state(self.tasks[indices], noise)
+
+    def _step_noise(self) -> np.ndarray:
+        """The next row of every environment's noise, (N, step_noise)."""
+        if not self.step_noise:
+            return np.empty((self.num_envs, 0))
+        row = self._steps % _NOISE_BLOCK
+        for i in np.flatnonzero(row == 0):
+            self._noise[i] = self._streams[i].random((_NOISE_BLOCK, self.step_noise))
+        return self._noise[np.arange(self.num_envs), row]
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Steps every environment once.
+
+        Args:
+            actions: (N, A), or (N,) for discrete actions.
+
+        Returns:
+            Observations (N, O), rewards (N,), terminated (N,) and truncated (N,) bool, and an empty
+            dictionary. An environment whose episode ended at the step before is reset instead: its
+            observation is the first of a new episode, its reward 0.
+
+        Raises:
+            ValueError: If the actions are of the wrong shape.
+        """
+        if self._seeds is None:
+            raise gymnasium.error.ResetNeeded(f"{type(self).__name__}: call reset before the first step.")
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(
+                f"{type(self).__name__}: actions have shape {actions.shape}, but must have "
+                f"{self.action_space.shape}."
+            )
+        noise = self._step_noise()
+        state, tasks = self._state, self.tasks
+        self._state = self.transition(state, actions, tasks, noise)
+        rewards = self.reward(state, actions, self._state, tasks, noise)
+        terminated = self.terminated(self._state, tasks)
+        self._steps += 1
+        if self._any_ended:
+            restarted = np.flatnonzero(self._ended)
+            self._state[restarted] = self._first_states(restarted)
+            self._steps[restarted] = 0
+            rewards[restarted] = 0.0
+            terminated[restarted] = False
+        truncated = (
+            np.zeros(self.num_envs, dtype=bool)
+            if self.max_episode_steps is None
+            else self._steps >= self.max_episode_steps
+        )
+        self._ended = terminated | truncated
+        self._any_ended = bool(self._ended.any())
+        return self.observation(self._state, tasks), rewards, terminated, truncated, {}
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """A picture of every environment as it stands, or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return tuple(
+            self.frame(state, task) for state, task in zip(self._state, self.tasks, strict=True)
+        )
+
+
+class TaskEnv(gymnasium.Env):
+    """A single environment of a native family: the vector environment's N = 1 without the batch axis.
+
+    A subclass names its family: `vector_class = MyFamilyVectorEnv`. Options and task as in
+    `TaskVectorEnv`, with one task of shape (D,).
+    """
+
+    vector_class: ClassVar[type[TaskVectorEnv]]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None, **kwargs: Any):
+        self._env = self.vector_class(num_envs=1, render_mode=render_mode, **kwargs)
+        self.render_mode = render_mode
+        self.task_space = self._env.task_space
+        self.observation_space = self._env.single_observation_space
+        self.action_space = self._env.single_action_space
+
+    @property
+    def task(self) -> np.ndarray:
+        """The task in force, (D,)."""
+        return self._env.tasks[0]
+
+    def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws tasks (M, D) from p(T); see `TaskVectorEnv.sample_tasks`."""
+        return self._env.sample_tasks(num_tasks, rng)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Starts a new episode; options {"task": task} puts a task (D,) in force."""
+        super().reset(seed=seed)
+        if options and "task" in options:
+            options = {**options, "task": np.asarray(options["task"])[None]}
+        observations, info = self._env.reset(seed=seed, options=options)
+        return observations[0], info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Steps once; see `TaskVectorEnv.step`."""
+        observations, rewards, terminated, truncated, info = self._env.step(np.asarray(action)[None])
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> np.ndarray | None:
+        """A picture of the environment as it stands, or None without a render mode."""
+        frames = self._env.render()
+        return None if frames is None else frames[0]
