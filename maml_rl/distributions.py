@@ -1,0 +1,76 @@
+"""Action distributions as named tuples of tensors, so that they pass through `torch.func` transforms.
+
+Shapes: `...` stands for any batch axes, rollouts and steps among them. Log-probabilities and KL are
+summed over action dimensions, never averaged.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Normal(NamedTuple):
+    """Independent normal distributions over A action dimensions.
+
+    Attributes:
+        mean: (..., A).
+        log_std: (..., A), the logarithm of the standard deviation.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draws actions, (..., A)."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return torch.addcmul(self.mean, self.log_std.exp(), noise)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """The log-density of actions (..., A), shape (...)."""
+        deviation = (actions - self.mean) * torch.exp(-self.log_std)
+        return -(0.5 * deviation.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def kl(self, other: "Normal") -> Tensor:
+        """KL(self ‖ other) in nats, shape (...)."""
+        scaled = torch.exp(2 * (self.log_std - other.log_std))
+        shift = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
+        return (0.5 * (scaled + shift - 1) + other.log_std - self.log_std).sum(-1)
+
+    def fisher_product(self, tangent: "Normal") -> "Normal":
+        """F t, with F the Fisher information in (mean, log_std): diag(1/σ², 2)."""
+        return Normal(tangent.mean * torch.exp(-2 * self.log_std), 2 * tangent.log_std)
+
+
+class Categorical(NamedTuple):
+    """A distribution over A discrete actions.
+
+    Attributes:
+        logits: (..., A), unnormalised log-probabilities.
+    """
+
+    logits: Tensor
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draws actions, (...) int64: the largest of the logits with Gumbel noise added."""
+        uniform = torch.rand(self.logits.shape, generator=generator, dtype=self.logits.dtype)
+        # torch.rand is in [0, 1): 1 - u is never 0, and -log(1 - u) an exponential variate.
+        return torch.argmax(self.logits - torch.log(-torch.log1p(-uniform)), dim=-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """The log-probability of actions (...), shape (...)."""
+        return torch.log_softmax(self.logits, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def kl(self, other: "Categorical") -> Tensor:
+        """KL(self ‖ other) in nats, shape (...)."""
+        log_p = torch.log_softmax(self.logits, -1)
+        return (log_p.exp() * (log_p - torch.log_softmax(other.logits, -1))).sum(-1)
+
+    def fisher_product(self, tangent: "Categorical") -> "Categorical":
+        """F t, with F the Fisher information in the logits: diag(p) - p pᵀ."""
+        p = torch.softmax(self.logits, -1)
+        return Categorical(p * (tangent.logits - (p * tangent.logits).sum(-1, keepdim=True)))
+
+
+Distribution = Normal | Categorical

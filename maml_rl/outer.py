@@ -1,0 +1,239 @@
+"""The outer step: TRPO on the adapted policies, through the inner steps."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from .adaptation import adapt, masked_mean
+from .config import Config
+from .distributions import Distribution
+from .policies import act
+from .rollouts import Rollouts
+
+
+class OuterInfo(NamedTuple):
+    """What an outer step did.
+
+    Attributes:
+        surrogate_before: The surrogate loss -E[ratio · Â] at the old parameters.
+        surrogate_after: The same at the new ones.
+        kl: Mean KL(old ‖ new) of the adapted policies, in nats.
+        line_search_steps: Candidates tried; 0 if there was no direction to search along.
+        gradient_norm: The Euclidean norm of the meta-gradient.
+        accepted: 1 if the parameters changed, 0 if they were kept for want of a better candidate.
+    """
+
+    surrogate_before: float
+    surrogate_after: float
+    kl: float
+    line_search_steps: int
+    gradient_norm: float
+    accepted: int
+
+
+def adapted_policy(
+    theta: Tensor, policy: nn.Module, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> Distribution:
+    """The adapted policy of one task at its query observations: tensors (K·H, ...), differentiable in θ."""
+    for support in supports:
+        theta = adapt(policy, theta, support, config.inner_lr, config.first_order)
+    return act(policy, theta, query.observations.flatten(0, 1))
+
+
+def surrogate(distribution: Distribution, query: Rollouts) -> Tensor:
+    """One task's outer loss -E[π_θ'(a_t | o_t) / π_old(a_t | o_t) · Â_t] over its query rollouts, a scalar.
+
+    π_old is the policy that drew the actions (Schulman et al., arXiv:1502.05477, equation 14).
+    """
+    ratio = torch.exp(distribution.log_prob(query.actions.flatten(0, 1)) - query.log_probs.flatten())
+    return -masked_mean(ratio * query.advantages.flatten(), query.mask.flatten())
+
+
+def mean_kl(distribution: Distribution, query: Rollouts) -> Tensor:
+    """One task's mean KL(π_old ‖ π_θ') over the states of its query rollouts, a scalar."""
+    old = tree_map(lambda x: x.flatten(0, 1), query.behaviour)
+    return masked_mean(old.kl(distribution), query.mask.flatten())
+
+
+class Linearised(NamedTuple):
+    """The adapted policies of a chunk of tasks at θ, and their derivative J in θ.
+
+    Attributes:
+        query: The chunk's query rollouts, (m, K, H, ...).
+        outputs: The adapted policies' distributions, of tensors (m, K·H, ...).
+        jvp: t ↦ J t, from (P,) to tensors like `outputs`.
+        vjp: u ↦ Jᵀ u, the other way round.
+    """
+
+    query: Rollouts
+    outputs: Distribution
+    jvp: Callable[[Tensor], Distribution]
+    vjp: Callable[[Distribution], Tensor]
+
+
+def linearise(f: Callable[[Tensor], Distribution], theta: Tensor, query: Rollouts) -> Linearised:
+    """Evaluates f at θ once, keeping what any number of products with its Jacobian need.
+
+    u ↦ Jᵀ u is the reverse pass; it is linear in u, so a reverse pass through it is t ↦ J t.
+    """
+    theta = theta.detach().requires_grad_()
+    outputs = f(theta)
+    kind = type(outputs)
+    cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
+    (pullback,) = torch.autograd.grad(outputs, theta, cotangents, create_graph=True)
+    return Linearised(
+        query,
+        kind(*(output.detach() for output in outputs)),
+        lambda t: kind(*torch.autograd.grad(pullback, cotangents, t, retain_graph=True)),
+        lambda u: torch.autograd.grad(outputs, theta, u, retain_graph=True)[0],
+    )
+
+
+def linearise_chunks(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> list[Linearised]:
+    """The linearised adapted policies of all tasks, a few tasks at a time."""
+    chunks = []
+    for chunk_supports, chunk_query in _chunks(supports, query, config.chunk_tasks):
+
+        def f(theta: Tensor, supports: tuple[Rollouts, ...] = chunk_supports, query: Rollouts = chunk_query) -> Distribution:
+            one = partial(adapted_policy, policy=policy, config=config)
+            return vmap(lambda theta, supports, query: one(theta, supports=supports, query=query))(
+                theta.expand(len(query.mask), -1), supports, query
+            )
+
+        chunks.append(linearise(f, theta, chunk_query))
+    return chunks
+
+
+def meta_gradient(chunks: list[Linearised], num_tasks: int) -> Tensor:
+    """The gradient of the surrogate, averaged over tasks, in θ: through every inner step, (P,)."""
+
+    def outer_loss(outputs: Distribution, query: Rollouts) -> Tensor:
+        return vmap(surrogate)(outputs, query).sum() / num_tasks
+
+    return sum_over(chunks, lambda chunk: chunk.vjp(torch.func.grad(outer_loss)(chunk.outputs, chunk.query)))
+
+
+def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int) -> Tensor:
+    """The Hessian in θ of the mean KL, times a vector, exactly: Jᵀ F J t, (P,).
+
+    At the old parameters the gradient of KL(old ‖ new) in the policy's output vanishes, so the second
+    derivative of the output drops out of the Hessian, and what is left is the Fisher information F of the
+    action distribution between the Jacobians of the adapted policy's output.
+    """
+
+    def product(chunk: Linearised) -> Tensor:
+        mask = chunk.query.mask.flatten(1)
+        weight = (mask / mask.sum(1, keepdim=True) / num_tasks).unsqueeze(-1)
+        curved = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
+        return chunk.vjp(tree_map(lambda x: x * weight, curved))
+
+    return sum_over(chunks, product)
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Solves A x = b for symmetric positive definite A, from x = 0.
+
+    Args:
+        product: v ↦ A v.
+        b: The right-hand side, (P,).
+        iterations: At most this many products; fewer once the residual is 1e-10 of b.
+
+    Returns:
+        x and A x, both (P,).
+    """
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    rr = residual @ residual
+    enough = 1e-20 * rr
+    for _ in range(iterations):
+        image = product(direction)
+        curvature = direction @ image
+        if not curvature > 0:
+            break
+        x = x + rr / curvature * direction
+        residual = residual - rr / curvature * image
+        rr, rr_before = residual @ residual, rr
+        if rr <= enough:
+            break
+        direction = residual + rr / rr_before * direction
+    return x, b - residual
+
+
+@torch.no_grad()
+def outer_objective(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> tuple[float, float]:
+    """The surrogate and the KL of θ, averaged over tasks."""
+
+    def one(supports: tuple[Rollouts, ...], query: Rollouts) -> tuple[Tensor, Tensor]:
+        distribution = adapted_policy(theta, policy, supports, query, config)
+        return surrogate(distribution, query), mean_kl(distribution, query)
+
+    losses, kls = zip(*(vmap(one)(*chunk) for chunk in _chunks(supports, query, config.chunk_tasks)), strict=True)
+    return torch.cat(losses).mean().item(), torch.cat(kls).mean().item()
+
+
+def trpo_step(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> tuple[Tensor, OuterInfo]:
+    """One step of trust-region policy optimisation on the meta-objective.
+
+    Maximises the query surrogate of the adapted policies subject to mean KL(old ‖ new) ≤ `max_kl`
+    (Schulman et al., arXiv:1502.05477, appendix C; Finn et al., arXiv:1703.03400, section 5.3): direction
+    by conjugate gradients, length by the quadratic model of the KL, then backtracking until the surrogate
+    falls and the KL holds. Where no candidate does, θ is kept.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        supports: For each of S inner steps, its rollouts with advantages, (M, K, H, ...).
+        query: The rollouts of the adapted policies with advantages, (M, K, H, ...).
+        config: Of it, the inner step's and the trust region's options.
+
+    Returns:
+        The new θ, (P,), and what happened.
+    """
+    num_tasks = len(query.mask)
+    chunks = linearise_chunks(policy, theta, supports, query, config)
+    before = sum(vmap(surrogate)(chunk.outputs, chunk.query).sum().item() for chunk in chunks) / num_tasks
+    gradient = meta_gradient(chunks, num_tasks)
+    norm = gradient.norm().item()
+    step, image = conjugate_gradient(
+        lambda v: kl_product(chunks, v, num_tasks) + config.cg_damping * v, -gradient, config.cg_iterations
+    )
+    del chunks
+    curvature = (step @ image).item()
+    if not (0 < curvature < float("inf")):
+        return theta, OuterInfo(before, before, 0.0, 0, norm, 0)
+    step = (2 * config.max_kl / curvature) ** 0.5 * step
+    for tried in range(1, config.line_search_steps + 1):
+        candidate = theta + step
+        after, kl = outer_objective(policy, candidate, supports, query, config)
+        if after < before and kl <= config.max_kl:
+            return candidate, OuterInfo(before, after, kl, tried, norm, 1)
+        step = 0.8 * step
+    return theta, OuterInfo(before, before, 0.0, config.line_search_steps, norm, 0)
+
+
+def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor]) -> Tensor:
+    """Σ f(chunk)."""
+    total = f(chunks[0])
+    for chunk in chunks[1:]:
+        total = total + f(chunk)
+    return total
+
+
+def _chunks(
+    supports: tuple[Rollouts, ...], query: Rollouts, size: int
+) -> list[tuple[tuple[Rollouts, ...], Rollouts]]:
+    """Supports and query of `size` tasks at a time."""
+    return [
+        tree_map(lambda x: x[start : start + size], (supports, query))  # noqa: B023 (evaluated at once)
+        for start in range(0, len(query.mask), size)
+    ]

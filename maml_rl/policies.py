@@ -1,0 +1,123 @@
+"""Policies: stateless modules from observations (..., O) to an action distribution.
+
+A policy's parameters θ are one flat tensor of P numbers; the module sees them unflattened at the call
+only. Any `torch.nn.Module` that returns a distribution of `maml_rl.distributions` is a policy.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .distributions import Categorical, Distribution, Normal
+from .errors import UserError
+
+# exp(-13.8) = 1e-6: below it, log-probabilities of float32 actions mean nothing.
+MIN_LOG_STD = -13.8
+
+
+class GaussianMLP(nn.Module):
+    """A multi-layer perceptron for the mean, and a standard deviation that does not depend on the state."""
+
+    def __init__(self, observation_size: int, num_actions: int, hidden_sizes: tuple[int, ...], std: float):
+        super().__init__()
+        self.mean = _mlp(observation_size, *hidden_sizes, num_actions)
+        self.log_std = nn.Parameter(torch.full((num_actions,), math.log(std)))
+
+    def forward(self, observations: Tensor) -> Normal:
+        """The distribution of actions (..., A) at observations (..., O)."""
+        mean = self.mean(observations)
+        return Normal(mean, self.log_std.clamp(min=MIN_LOG_STD).expand_as(mean))
+
+
+class CategoricalMLP(nn.Module):
+    """A multi-layer perceptron for the logits."""
+
+    def __init__(self, observation_size: int, num_actions: int, hidden_sizes: tuple[int, ...]):
+        super().__init__()
+        self.logits = _mlp(observation_size, *hidden_sizes, num_actions)
+
+    def forward(self, observations: Tensor) -> Categorical:
+        """The distribution of actions (...) at observations (..., O)."""
+        return Categorical(self.logits(observations))
+
+
+def _mlp(*sizes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size, next_size in pairwise(sizes):
+        # Parameters are filled in by `initialise`, from a generator of the run's own.
+        layers += [nn.utils.skip_init(nn.Linear, size, next_size), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def initialise(policy: nn.Module, generator: torch.Generator) -> None:
+    """Draws all weight matrices from Glorot's uniform distribution and sets all biases to 0, in place."""
+    for module in policy.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+
+
+def make_policy(
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    hidden_sizes: tuple[int, ...],
+    initial_std: float,
+    generator: torch.Generator,
+) -> nn.Module:
+    """A new policy for the spaces of a single environment.
+
+    Args:
+        observation_space: A Box of O numbers, or Discrete with O values (seen one-hot).
+        action_space: A Box of A numbers (Gaussian policy) or Discrete with A values (categorical policy).
+        hidden_sizes: Widths of the hidden layers.
+        initial_std: The Gaussian policy's first standard deviation.
+        generator: The source of the first parameters.
+
+    Raises:
+        UserError: If a space is of another kind.
+    """
+    observation_size = flat_size(observation_space, "observation")
+    num_actions = flat_size(action_space, "action")
+    policy: nn.Module
+    if isinstance(action_space, spaces.Discrete):
+        policy = CategoricalMLP(observation_size, num_actions, hidden_sizes)
+    else:
+        policy = GaussianMLP(observation_size, num_actions, hidden_sizes, initial_std)
+    initialise(policy, generator)
+    return policy
+
+
+def flat_size(space: spaces.Space, role: str) -> int:
+    """The O or A of a space: the length of a flat Box, the number of values of a Discrete one."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.shape[0]
+    raise UserError(
+        f"The {role} space is {space}, but the policies here need a one-dimensional Box or a Discrete space; "
+        "wrap the environment so that it has one."
+    )
+
+
+def flatten(policy: nn.Module) -> Tensor:
+    """The parameters of a module as one tensor, (P,)."""
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+    """Views of θ (..., P) under the names and in the shapes of the module's parameters."""
+    parameters = dict(policy.named_parameters())
+    parts = theta.split([parameter.numel() for parameter in parameters.values()], dim=-1)
+    return {
+        name: part.unflatten(-1, parameter.shape)
+        for (name, parameter), part in zip(parameters.items(), parts, strict=True)
+    }
+
+
+def act(policy: nn.Module, theta: Tensor, observations: Tensor) -> Distribution:
+    """π_θ: the distribution of actions at observations (..., O) under parameters θ (P,)."""
+    return functional_call(policy, unflatten(policy, theta), (observations,))

@@ -1,0 +1,194 @@
+"""Rollouts of all M·K environments in lock step, each task under its own parameters."""
+
+import re
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from .distributions import Distribution
+from .errors import UserError
+from .policies import flat_size, unflatten
+
+from .envs import TaskVectorEnv  # isort: skip  (registers the families)
+
+
+class Rollouts(NamedTuple):
+    """K rollouts of each of M tasks. Under `vmap` over tasks, the first axis is absent.
+
+    Attributes:
+        observations: o_t, (M, K, H, O).
+        actions: a_t as drawn from the policy, (M, K, H, A), or (M, K, H) int64 if discrete.
+        rewards: r_t, (M, K, H); 0 after the end of an episode.
+        mask: (M, K, H) bool: whether the step was taken. An episode's steps come first, so that it has
+            `mask.sum(-1)` of them; what stands behind them means nothing.
+        terminated: (M, K, H) bool: whether the step led to a terminal state. An episode that is not
+            terminated was cut at the horizon, or by the environment.
+        behaviour: The distribution each action was drawn from, of tensors (M, K, H, ...).
+        log_probs: log π(a_t | o_t) under `behaviour`, (M, K, H).
+        advantages: Â_t, (M, K, H); 0 until `with_advantages`.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    mask: Tensor
+    terminated: Tensor
+    behaviour: Distribution
+    log_probs: Tensor
+    advantages: Tensor
+
+    def returns(self) -> Tensor:
+        """The undiscounted sums of rewards, averaged over the K rollouts, (M,)."""
+        return self.rewards.sum(-1).mean(-1)
+
+
+def make_env(env_id: str, num_envs: int, horizon: int | None = None) -> TaskVectorEnv:
+    """N environments of a registered family.
+
+    Args:
+        env_id: The registered id; `module:id` imports the module first.
+        num_envs: N.
+        horizon: H; None for the registered `max_episode_steps`.
+
+    Raises:
+        UserError: If the id is unknown, is no task family, or has no horizon.
+    """
+    try:
+        spec = gymnasium.spec(env_id)
+        env = gymnasium.make_vec(
+            env_id,
+            num_envs,
+            "vector_entry_point",
+            max_episode_steps=spec.max_episode_steps if horizon is None else horizon,
+        )
+    except (gymnasium.error.Error, ImportError) as error:
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip(".")
+        raise UserError(
+            f"There is no environment {env_id!r} ({reason}); `maml-rl families` lists the task families, and "
+            "module:id imports the module that registers yours."
+        ) from error
+    if not isinstance(env, TaskVectorEnv):
+        raise UserError(f"{env_id!r} is no task family: its vector entry point is no maml_rl.envs.TaskVectorEnv.")
+    if env.max_episode_steps is None:
+        raise UserError(f"{env_id!r} has no horizon; register it with max_episode_steps, or set the option horizon.")
+    flat_size(env.single_observation_space, "observation")
+    flat_size(env.single_action_space, "action")
+    return env
+
+
+def collect(
+    env: TaskVectorEnv, policy: nn.Module, theta: Tensor, tasks: np.ndarray, seeds: np.random.SeedSequence
+) -> Rollouts:
+    """Collects K rollouts of each task, the same number in every environment slot.
+
+    A slot whose episode ends before the horizon is masked from then on: no episode is cut, counted twice
+    or over-represented.
+
+    Args:
+        env: N = M·K environments with horizon H; task i gets environments i·K to (i+1)·K - 1.
+        policy: The policy module.
+        theta: Each task's own parameters, (M, P).
+        tasks: (M, D).
+        seeds: The source of the streams of environments and actions.
+
+    Returns:
+        The rollouts, without advantages.
+
+    Raises:
+        UserError: If an observation or reward is not finite; names family, task and step.
+    """
+    num_tasks, num_envs, horizon = len(tasks), env.num_envs, env.max_episode_steps
+    assert horizon is not None
+    num_rollouts = num_envs // num_tasks
+    if len(theta) != num_tasks or num_tasks * num_rollouts != num_envs:
+        raise ValueError(f"{len(theta)} parameter vectors and {num_tasks} tasks do not fit {num_envs} environments.")
+    env_seed, action_seed = (int(seed) for seed in seeds.generate_state(2))
+    generator = torch.Generator().manual_seed(action_seed)
+    parameters = unflatten(policy, theta)
+    policies = vmap(lambda parameters, observations: functional_call(policy, parameters, (observations,)))
+    shape = (num_tasks, num_rollouts)
+
+    seen, behaviours, taken = [], [], []
+    rewards = np.zeros((horizon, num_envs), np.float32)
+    mask = np.zeros((horizon, num_envs), bool)
+    terminated = np.zeros((horizon, num_envs), bool)
+    alive = np.ones(num_envs, bool)
+    observation, _ = env.reset(seed=env_seed, options={"task": np.repeat(tasks, num_rollouts, axis=0)})
+    with torch.no_grad():
+        for t in range(horizon):
+            o_t = _encode(env.single_observation_space, observation).unflatten(0, shape)
+            pi_t = policies(parameters, o_t)
+            a_t = pi_t.sample(generator)
+            observation, reward, ended, cut, _ = env.step(_to_env(env.single_action_space, a_t.flatten(0, 1).numpy()))
+            seen.append(o_t)
+            behaviours.append(pi_t)
+            taken.append(a_t)
+            mask[t] = alive
+            np.multiply(reward, alive, out=rewards[t])
+            np.logical_and(ended, alive, out=terminated[t])
+            alive &= ~(ended | cut)
+            if not alive.any():
+                break
+
+        def by_task(steps: list[Tensor]) -> Tensor:
+            stacked = torch.stack(steps, dim=2)
+            missing = horizon - stacked.shape[2]
+            return torch.cat([stacked, stacked[:, :, -1:].expand(-1, -1, missing, *stacked.shape[3:])], 2) if missing else stacked
+
+        def from_numpy(steps: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(steps.T)).unflatten(0, shape)
+
+        observations, actions = by_task(seen), by_task(taken)
+        behaviour = type(behaviours[0])(*(by_task(list(parts)) for parts in zip(*behaviours, strict=True)))
+        rollouts = Rollouts(
+            observations=observations,
+            actions=actions,
+            rewards=from_numpy(rewards),
+            mask=from_numpy(mask),
+            terminated=from_numpy(terminated),
+            behaviour=behaviour,
+            log_probs=behaviour.log_prob(actions),
+            advantages=torch.zeros(*shape, horizon),
+        )
+    _require_finite(env, tasks, rollouts)
+    return rollouts
+
+
+def _encode(space: spaces.Space, observation: np.ndarray) -> Tensor:
+    """Observations of N environments as float32, (N, O); discrete ones one-hot."""
+    if isinstance(space, spaces.Discrete):
+        return torch.nn.functional.one_hot(torch.from_numpy(observation - space.start), int(space.n)).float()
+    return torch.from_numpy(np.asarray(observation, np.float32))
+
+
+def _to_env(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
+    """The policy's actions as the environment takes them.
+
+    The policy's [-1, 1] is the whole range of a bounded Box, whatever its unit; actions beyond it are
+    clipped here, and only here, so that log-probabilities are those of what was drawn.
+    """
+    if isinstance(space, spaces.Discrete):
+        return actions + space.start
+    assert isinstance(space, spaces.Box)
+    if not space.is_bounded():
+        return actions
+    middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+    return middle + half * np.clip(actions, -1.0, 1.0)
+
+
+def _require_finite(env: TaskVectorEnv, tasks: np.ndarray, rollouts: Rollouts) -> None:
+    for name, values in (("observation", rollouts.observations.sum(-1)), ("reward", rollouts.rewards)):
+        bad = ~torch.isfinite(values) & rollouts.mask
+        if bad.any():
+            # The earliest step is where it began.
+            step, task, _ = min((t, m, k) for m, k, t in bad.nonzero().tolist())
+            family = env.spec.id if env.spec else type(env).__name__
+            raise UserError(
+                f"{family}: the {name} at step {step} of task {tasks[task]} is not finite; mend the environment, "
+                "or keep tasks and actions in the range where it is stable."
+            )
