@@ -1,11 +1,17 @@
-"""The inner loop: one policy-gradient step on one task. It exists here and nowhere else."""
+"""The inner loop. It exists here and nowhere else: training and evaluation both call it."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import grad, vmap
 
+from .advantages import with_advantages
+from .config import Config
+from .envs import TaskVectorEnv
 from .policies import act
-from .rollouts import Rollouts
+from .rollouts import Rollouts, collect
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -44,3 +50,42 @@ def adapt(
     if first_order:
         gradient = gradient.detach()
     return theta - step_size * gradient
+
+
+def rollouts_through_adaptation(
+    env: TaskVectorEnv,
+    policy: nn.Module,
+    theta: Tensor,
+    tasks: np.ndarray,
+    step_sizes: Sequence[float],
+    config: Config,
+    seeds: np.random.SeedSequence,
+) -> list[Rollouts]:
+    """Alternates K rollouts of each task with an adaptation step on them, and ends with rollouts.
+
+    Args:
+        env: M·K environments.
+        policy: The policy module.
+        theta: θ, the same for all tasks at first, (P,).
+        tasks: (M, D).
+        step_sizes: α of each of S steps.
+        config: Of it, discount, λ and the chunk size.
+        seeds: The source of the streams of every phase.
+
+    Returns:
+        S + 1 batches of rollouts with advantages, (M, K, H, ...): the k-th one collected after k steps.
+    """
+    phases = seeds.spawn(len(step_sizes) + 1)
+    thetas = theta.detach().expand(len(tasks), -1)
+    batches = []
+    for k, phase in enumerate(phases):
+        rollouts = collect(env, policy, thetas, tasks, phase)
+        rollouts = with_advantages(rollouts, config.discount, config.gae_lambda)
+        batches.append(rollouts)
+        if k < len(step_sizes):
+            step_size = step_sizes[k]
+            thetas = vmap(
+                lambda theta, support, step_size=step_size: adapt(policy, theta, support, step_size),
+                chunk_size=config.chunk_tasks,
+            )(thetas, rollouts)
+    return batches

@@ -1,7 +1,6 @@
 """The outer step: TRPO on the adapted policies, through the inner steps."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -98,17 +97,20 @@ def linearise_chunks(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> list[Linearised]:
     """The linearised adapted policies of all tasks, a few tasks at a time."""
-    chunks = []
-    for chunk_supports, chunk_query in _chunks(supports, query, config.chunk_tasks):
 
-        def f(theta: Tensor, supports: tuple[Rollouts, ...] = chunk_supports, query: Rollouts = chunk_query) -> Distribution:
-            one = partial(adapted_policy, policy=policy, config=config)
-            return vmap(lambda theta, supports, query: one(theta, supports=supports, query=query))(
-                theta.expand(len(query.mask), -1), supports, query
+    def chunk(start: int) -> Linearised:
+        some, some_query = tree_map(lambda x: x[start : start + config.chunk_tasks], (supports, query))
+
+        def f(theta: Tensor) -> Distribution:
+            # Every task's own copy of θ: batched products instead of a sum over tasks in every layer.
+            thetas = theta.expand(len(some_query.mask), -1)
+            return vmap(lambda theta, supports, query: adapted_policy(theta, policy, supports, query, config))(
+                thetas, some, some_query
             )
 
-        chunks.append(linearise(f, theta, chunk_query))
-    return chunks
+        return linearise(f, theta, some_query)
+
+    return [chunk(start) for start in range(0, len(query.mask), config.chunk_tasks)]
 
 
 def meta_gradient(chunks: list[Linearised], num_tasks: int) -> Tensor:
@@ -175,8 +177,8 @@ def outer_objective(
         distribution = adapted_policy(theta, policy, supports, query, config)
         return surrogate(distribution, query), mean_kl(distribution, query)
 
-    losses, kls = zip(*(vmap(one)(*chunk) for chunk in _chunks(supports, query, config.chunk_tasks)), strict=True)
-    return torch.cat(losses).mean().item(), torch.cat(kls).mean().item()
+    losses, kls = vmap(one, chunk_size=config.chunk_tasks)(supports, query)
+    return losses.mean().item(), kls.mean().item()
 
 
 def trpo_step(
@@ -227,13 +229,3 @@ def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor]) -> Ten
     for chunk in chunks[1:]:
         total = total + f(chunk)
     return total
-
-
-def _chunks(
-    supports: tuple[Rollouts, ...], query: Rollouts, size: int
-) -> list[tuple[tuple[Rollouts, ...], Rollouts]]:
-    """Supports and query of `size` tasks at a time."""
-    return [
-        tree_map(lambda x: x[start : start + size], (supports, query))  # noqa: B023 (evaluated at once)
-        for start in range(0, len(query.mask), size)
-    ]

@@ -1,4 +1,4 @@
-"""Policies: stateless modules from observations (..., O) to an action distribution.
+"""Policies: stateless modules from observations (N, O) to an action distribution.
 
 A policy's parameters θ are one flat tensor of P numbers; the module sees them unflattened at the call
 only. Any `torch.nn.Module` that returns a distribution of `maml_rl.distributions` is a policy.
@@ -10,13 +10,21 @@ from itertools import pairwise
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from .distributions import Categorical, Distribution, Normal
 from .errors import UserError
 
 # exp(-13.8) = 1e-6: below it, log-probabilities of float32 actions mean nothing.
 MIN_LOG_STD = -13.8
+
+
+class Linear(nn.Linear):
+    """A linear layer whose parameters may have a leading task axis: weight (M, out, in), bias (M, out)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (..., N, in) to (..., N, out)."""
+        return input @ self.weight.mT + self.bias.unsqueeze(-2)
 
 
 class GaussianMLP(nn.Module):
@@ -28,9 +36,9 @@ class GaussianMLP(nn.Module):
         self.log_std = nn.Parameter(torch.full((num_actions,), math.log(std)))
 
     def forward(self, observations: Tensor) -> Normal:
-        """The distribution of actions (..., A) at observations (..., O)."""
+        """The distribution of actions (..., N, A) at observations (..., N, O)."""
         mean = self.mean(observations)
-        return Normal(mean, self.log_std.clamp(min=MIN_LOG_STD).expand_as(mean))
+        return Normal(mean, self.log_std.clamp(min=MIN_LOG_STD).unsqueeze(-2).expand_as(mean))
 
 
 class CategoricalMLP(nn.Module):
@@ -41,7 +49,7 @@ class CategoricalMLP(nn.Module):
         self.logits = _mlp(observation_size, *hidden_sizes, num_actions)
 
     def forward(self, observations: Tensor) -> Categorical:
-        """The distribution of actions (...) at observations (..., O)."""
+        """The distribution of actions (..., N) at observations (..., N, O)."""
         return Categorical(self.logits(observations))
 
 
@@ -49,7 +57,7 @@ def _mlp(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for size, next_size in pairwise(sizes):
         # Parameters are filled in by `initialise`, from a generator of the run's own.
-        layers += [nn.utils.skip_init(nn.Linear, size, next_size), nn.Tanh()]
+        layers += [nn.utils.skip_init(Linear, size, next_size), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -108,6 +116,11 @@ def flatten(policy: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
 
 
+def load(policy: nn.Module, theta: Tensor) -> None:
+    """Copies θ (P,) into the module's own parameters, in place."""
+    nn.utils.vector_to_parameters(theta, policy.parameters())
+
+
 def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     """Views of θ (..., P) under the names and in the shapes of the module's parameters."""
     parameters = dict(policy.named_parameters())
@@ -119,5 +132,24 @@ def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:
 
 
 def act(policy: nn.Module, theta: Tensor, observations: Tensor) -> Distribution:
-    """π_θ: the distribution of actions at observations (..., O) under parameters θ (P,)."""
+    """π_θ: the distribution of actions at observations (N, O) under parameters θ (P,)."""
     return functional_call(policy, unflatten(policy, theta), (observations,))
+
+
+def act_per_task(policy: nn.Module, parameters: dict[str, Tensor], observations: Tensor) -> Distribution:
+    """Each task's own policy at its own observations.
+
+    Args:
+        policy: The policy module.
+        parameters: `unflatten` of each task's parameters (M, P).
+        observations: (M, N, O).
+
+    Returns:
+        Distributions of tensors (M, N, ...).
+    """
+    if isinstance(policy, GaussianMLP | CategoricalMLP):
+        # Layers that take a task axis themselves need half of vmap's time, which counts at every step.
+        return functional_call(policy, parameters, (observations,))
+    return vmap(lambda parameters, observations: functional_call(policy, parameters, (observations,)))(
+        parameters, observations
+    )

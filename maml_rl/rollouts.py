@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from .distributions import Distribution
+from .envs import TaskVectorEnv
 from .errors import UserError
-from .policies import flat_size, unflatten
-
-from .envs import TaskVectorEnv  # isort: skip  (registers the families)
+from .policies import act_per_task, flat_size, unflatten
 
 
 class Rollouts(NamedTuple):
@@ -110,7 +108,6 @@ def collect(
     env_seed, action_seed = (int(seed) for seed in seeds.generate_state(2))
     generator = torch.Generator().manual_seed(action_seed)
     parameters = unflatten(policy, theta)
-    policies = vmap(lambda parameters, observations: functional_call(policy, parameters, (observations,)))
     shape = (num_tasks, num_rollouts)
 
     seen, behaviours, taken = [], [], []
@@ -122,7 +119,7 @@ def collect(
     with torch.no_grad():
         for t in range(horizon):
             o_t = _encode(env.single_observation_space, observation).unflatten(0, shape)
-            pi_t = policies(parameters, o_t)
+            pi_t = act_per_task(policy, parameters, o_t)
             a_t = pi_t.sample(generator)
             observation, reward, ended, cut, _ = env.step(_to_env(env.single_action_space, a_t.flatten(0, 1).numpy()))
             seen.append(o_t)

@@ -1,0 +1,16 @@
+"""MAML on 2D navigation, as in section 5.3 of arXiv:1703.03400: `python experiments/navigation_2d.py`."""
+
+from pathlib import Path
+
+from maml_rl import Config
+from maml_rl.cli import run_experiment
+
+if __name__ == "__main__":
+    run_experiment(
+        Config(
+            env_id="maml_rl/Navigation2D-v0",
+            run_dir=Path("runs/navigation_2d"),
+            iterations=100,
+            inner_lr=0.5,
+        )
+    )

@@ -1,0 +1,112 @@
+"""The command line: `maml-rl train | evaluate | families`, and the experiments' common front."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from .config import Config
+from .errors import UserError
+
+
+def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
+    """Meta-trains on a task family, evaluates on held-out tasks, and writes it all into the run folder."""
+    from .training import train as meta_train  # torch takes seconds to import: --help need not wait
+
+    meta_train(config)
+    results = json.loads((config.run_dir / "evaluation.json").read_text())
+    print(table(results))
+    print(f"picture      {config.run_dir / 'adaptation.png'}")
+    print(f"TensorBoard  tensorboard --logdir {shlex.quote(str(config.run_dir))}")
+
+
+def evaluate(
+    run_dir: tyro.conf.Positional[Path],
+    num_steps: int | None = None,
+    num_tasks: int | None = None,
+    num_rollouts: int | None = None,
+    seed: int | None = None,
+) -> None:
+    """Evaluates a run on held-out tasks; replaces its evaluation.json and adaptation.png.
+
+    Args:
+        run_dir: The run folder.
+        num_steps: S, adaptation steps; by default as the run was configured, and so on.
+        num_tasks: Held-out tasks.
+        num_rollouts: K, rollouts of a task before and after each step.
+        seed: Seed of the held-out tasks and rollouts.
+    """
+    from .evaluation import evaluate as evaluate_run
+    from .plots import write_results
+
+    results = evaluate_run(
+        run_dir, num_steps=num_steps, num_tasks=num_tasks, num_rollouts=num_rollouts, seed=seed
+    )
+    write_results(run_dir, results)
+    print(table(results))
+    print(f"picture      {run_dir / 'adaptation.png'}")
+
+
+def families() -> None:
+    """Lists the registered task families with their spaces and horizons."""
+    import gymnasium
+
+    from .envs import families as registered
+
+    for env_id in registered():
+        env = gymnasium.make(env_id)
+        print(
+            f"{env_id}\n  task         {env.unwrapped.task_space}\n  observation  {env.observation_space}\n"  # type: ignore[attr-defined]
+            f"  action       {env.action_space}\n  horizon      {env.spec.max_episode_steps if env.spec else None}"
+        )
+        env.close()
+
+
+def table(results: dict[str, Any]) -> str:
+    """Mean returns with 95% intervals, a row for each method, a column for each number of steps."""
+    head = "".join(f"{k:>15} step{'s' if k != 1 else ' '}" for k in range(results["num_steps"] + 1))
+    rows = [f"{'return after':<12}{head}"]
+    for method, curve in results["methods"].items():
+        cells = (
+            f"{mean:>12.2f} ± {high - mean:<6.2f}"
+            for mean, (_, high) in zip(curve["mean"], curve["ci95"], strict=True)
+        )
+        rows.append(f"{method:<12}" + "".join(cells))
+    rows.append(f"mean ± 95% interval over {results['num_tasks']} held-out tasks, {results['num_rollouts']} rollouts each")
+    return "\n".join(rows)
+
+
+def run_experiment(defaults: Config) -> NoReturn:
+    """The whole of an experiment script: its own defaults, every option of `Config` on the command line."""
+    _run(lambda: train(tyro.cli(Config, default=defaults, description=f"Meta-trains on {defaults.env_id}.")))
+
+
+def main() -> NoReturn:
+    """The command `maml-rl`."""
+    _run(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            {"train": train, "evaluate": evaluate, "families": families}, description="Meta-reinforcement learning."
+        )
+    )
+
+
+def _run(command: Callable[[], object]) -> NoReturn:
+    """Runs a command; what the user can mend is one sentence on standard error, not a traceback."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # Events and pictures are written by libraries: a full or vanished disk shows here.
+        print(f"error: {error.filename or 'a file of the run'}: {error.strerror}; mend it, then --resume.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        again = shlex.join(["python", *sys.argv] + ["--resume"] * ("--resume" not in sys.argv))
+        print(f"\nstopped; a checkpoint is written, go on with: {again}", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

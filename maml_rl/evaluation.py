@@ -1,0 +1,102 @@
+"""Evaluation: returns after 0 ... S adaptation steps on held-out tasks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from torch import Tensor, nn
+
+from .adaptation import rollouts_through_adaptation
+from .config import Config
+from .envs import TaskVectorEnv
+from .errors import UserError
+from .policies import flatten, load
+from .rollouts import Rollouts, make_env
+from .runs import load_checkpoint, load_config, new_policy, stream
+
+
+def held_out_rollouts(
+    policy: nn.Module, theta: Tensor, config: Config
+) -> tuple[TaskVectorEnv, np.ndarray, list[Rollouts]]:
+    """Adapts to held-out tasks, drawn from a stream that training never uses.
+
+    Args:
+        policy: The policy module.
+        theta: θ to start from on every task, (P,); not changed.
+        config: Of it, the family and the options named `eval_...`.
+
+    Returns:
+        The environments, the tasks (M, D), and S + 1 batches of rollouts (M, K, H, ...).
+    """
+    env = make_env(config.env_id, config.eval_num_tasks * config.eval_num_rollouts, config.horizon)
+    tasks = env.sample_tasks(
+        config.eval_num_tasks, np.random.default_rng(stream(config.eval_seed, "held-out tasks"))
+    )
+    later = config.inner_lr * config.eval_later_lr_factor
+    step_sizes = [config.inner_lr if k == 0 else later for k in range(config.eval_num_steps)]
+    batches = rollouts_through_adaptation(
+        env, policy, theta, tasks, step_sizes, config, stream(config.eval_seed, "held-out rollouts")
+    )
+    env.close()
+    return env, tasks, batches
+
+
+def evaluate(
+    source: Path | str | nn.Module,
+    config: Config | None = None,
+    *,
+    num_steps: int | None = None,
+    num_tasks: int | None = None,
+    num_rollouts: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Draws adaptation curves of a meta-trained policy and of the untrained one, on the same held-out tasks.
+
+    Args:
+        source: A run folder, or a policy module, which is not changed.
+        config: The run's options; needed with a module, read from a folder.
+        num_steps: S, adaptation steps; by default the configuration's `eval_num_steps`, and so on.
+        num_tasks: Held-out tasks, at least 2 for an interval.
+        num_rollouts: K, rollouts of a task before and after each step.
+        seed: Seed of the held-out tasks and rollouts.
+
+    Returns:
+        What evaluation.json holds: for each method under "methods", "returns" (undiscounted, averaged over
+        K rollouts; for every task S + 1 numbers), their "mean" over tasks (S + 1), and "ci95", the 95%
+        confidence intervals of the mean by Student's t over tasks (S + 1 pairs).
+
+    Raises:
+        UserError: If an option is out of range, or the folder holds no run.
+    """
+    if not isinstance(source, nn.Module):
+        config = load_config(Path(source))
+        policy = new_policy(config)
+        load(policy, load_checkpoint(Path(source), flatten(policy)).theta)
+        source = policy
+    if config is None:
+        raise UserError("evaluate needs the policy's Config beside a policy; pass evaluate(policy, config).")
+    given = {"num_steps": num_steps, "num_tasks": num_tasks, "num_rollouts": num_rollouts, "seed": seed}
+    config = dataclasses.replace(
+        config, **{f"eval_{name}": value for name, value in given.items() if value is not None}
+    )
+    thetas = {"maml": flatten(source), "random": flatten(new_policy(config))}
+    methods = {}
+    for method, theta in thetas.items():
+        env, tasks, batches = held_out_rollouts(source, theta, config)
+        returns = np.stack([batch.returns().double().numpy() for batch in batches], axis=1)
+        mean, half = returns.mean(0), stats.sem(returns, axis=0) * stats.t.ppf(0.975, len(returns) - 1)
+        methods[method] = {
+            "returns": returns.tolist(),
+            "mean": mean.tolist(),
+            "ci95": np.stack([mean - half, mean + half], axis=1).tolist(),
+        }
+    return {
+        "env_id": config.env_id,
+        "num_steps": config.eval_num_steps,
+        "num_tasks": config.eval_num_tasks,
+        "num_rollouts": config.eval_num_rollouts,
+        "seed": config.eval_seed,
+        "methods": methods,
+    }

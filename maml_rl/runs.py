@@ -1,0 +1,199 @@
+"""The run folder: configuration, checkpoint, evaluation and TensorBoard events; and random streams."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from .config import Config
+from .errors import UserError
+from .policies import make_policy
+from .rollouts import make_env
+
+_FORMAT = "maml_rl checkpoint 1"
+# Options that a resumed run may change: they say how long, where, and how often, not what is computed.
+_FREE = {"run_dir", "resume", "iterations", "eval_every", "checkpoint_every"}
+
+
+class State(NamedTuple):
+    """All that a run needs in order to go on.
+
+    Attributes:
+        theta: θ, (P,).
+        iteration: Meta-iterations done.
+        env_steps: Environment steps taken in them, the x axis of TensorBoard.
+    """
+
+    theta: Tensor
+    iteration: int
+    env_steps: int
+
+
+def stream(seed: int, purpose: str, *index: int) -> np.random.SeedSequence:
+    """An independent random stream for each purpose and index.
+
+    Nothing is carried from one iteration to the next, so a resumed run needs no generator's state.
+    """
+    return np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *index))
+
+
+def torch_generator(seeds: np.random.SeedSequence) -> torch.Generator:
+    """A generator at the beginning of a stream."""
+    return torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+
+
+def new_policy(config: Config) -> nn.Module:
+    """The untrained policy of a run: the same for the same configuration, at any time."""
+    env = make_env(config.env_id, 1, config.horizon)
+    return make_policy(
+        env.single_observation_space,
+        env.single_action_space,
+        config.hidden_sizes,
+        config.initial_std,
+        torch_generator(stream(config.seed, "policy")),
+    )
+
+
+def open_run(config: Config, first_theta: Tensor) -> State:
+    """Makes or reopens the run folder and returns the state to go on from.
+
+    Args:
+        config: The run's options.
+        first_theta: θ of a run that starts afresh, (P,).
+
+    Raises:
+        UserError: If the folder cannot be written, holds a run and `resume` is not set, or holds a run
+            with other options.
+    """
+    folder = config.run_dir
+    if not (folder / "config.json").exists() and not (folder / "checkpoint.pt").exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Cannot make the run folder {folder} ({error.strerror}); choose another --run-dir."
+            ) from error
+        save_config(config)
+        return State(first_theta, 0, 0)
+    if not config.resume:
+        raise UserError(
+            f"{folder} already holds a run; go on with it by --resume, or choose another --run-dir."
+        )
+    before = load_config(folder)
+    for field in dataclasses.fields(Config):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if field.name not in _FREE and old != new:
+            raise UserError(
+                f"The run in {folder} has {field.name}={old}, but {new} was asked for; resume it with its own "
+                "options, or choose another --run-dir."
+            )
+    save_config(config)
+    if not (folder / "checkpoint.pt").exists():
+        return State(first_theta, 0, 0)
+    return load_checkpoint(folder, first_theta)
+
+
+def save_config(config: Config) -> None:
+    """Writes config.json; the folder's own name is not part of it, so that a run can be moved."""
+    options = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in ("run_dir", "resume")
+    }
+    write_json(config.run_dir / "config.json", options)
+
+
+def load_config(folder: Path) -> Config:
+    """Reads config.json back.
+
+    Raises:
+        UserError: If it is missing or not a configuration.
+    """
+    path = folder / "config.json"
+    try:
+        options = json.loads(path.read_text())
+        return Config(**{**options, "hidden_sizes": tuple(options["hidden_sizes"])}, run_dir=folder)
+    except OSError as error:
+        raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, UserError) as error:
+        raise UserError(f"{path} is no configuration of maml_rl ({error}); restore it from a copy.") from error
+
+
+def save_checkpoint(folder: Path, state: State) -> None:
+    """Writes checkpoint.pt so that at every moment either the old or the new one is there, whole."""
+    buffer = io.BytesIO()
+    torch.save({"format": _FORMAT, **state._asdict()}, buffer)
+    write_atomically(folder / "checkpoint.pt", buffer.getvalue())
+
+
+def load_checkpoint(folder: Path, like: Tensor) -> State:
+    """Reads checkpoint.pt, running no code from it.
+
+    Args:
+        folder: The run folder.
+        like: Parameters of the policy it should hold, (P,).
+
+    Raises:
+        UserError: If it is missing, damaged, or of another program or policy.
+    """
+    path = folder / "checkpoint.pt"
+    try:
+        content = torch.load(path, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no checkpoint.pt yet; train it first.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint; restore it from a copy, or start a new run.") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise UserError(f"{path} is no checkpoint of this version of maml_rl; start a new run.")
+    state = State(**{name: content[name] for name in State._fields})
+    if state.theta.shape != like.shape or not torch.isfinite(state.theta).all():
+        raise UserError(
+            f"{path} holds {tuple(state.theta.shape)} parameters, but this run's policy has {tuple(like.shape)} "
+            "finite ones; resume with the options it was trained with."
+        )
+    return state
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file atomically."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file in one step, once its new content is safely on disk.
+
+    Raises:
+        UserError: If it cannot be written; the old file is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"Cannot write {path} ({error.strerror}); what was there before is untouched; make room or choose "
+            "a writable --run-dir, then go on with --resume."
+        ) from error
+
+
+def tensorboard(config: Config, state: State) -> SummaryWriter:
+    """Opens the run's event writer at a state: points past it, from a run that was cut off, are dropped."""
+    purge = state.env_steps + 1 if state.iteration else 0
+    writer = SummaryWriter(str(config.run_dir), purge_step=purge)
+    if not state.iteration:
+        options = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+        table = "\n".join(f"| {name} | {value} |" for name, value in options.items())
+        writer.add_text("config", f"| option | value |\n|---|---|\n{table}", 0)
+    return writer
