@@ -1,6 +1,7 @@
 """The command line: `maml-rl train | evaluate | families`, and the experiments' common front."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -96,6 +97,8 @@ def main() -> NoReturn:
 
 def _run(command: Callable[[], object]) -> NoReturn:
     """Runs a command; what the user can mend is one sentence on standard error, not a traceback."""
+    # A family of one's own lies where one works: `--env-id my_family:id` finds my_family.py there.
+    sys.path.insert(0, os.getcwd())
     try:
         command()
     except UserError as error:

@@ -87,7 +87,7 @@ class Config:
             "line_search_steps": 1,
             "eval_every": 0,
             "eval_num_steps": 0,
-            "eval_num_tasks": 1,
+            "eval_num_tasks": 2,
             "eval_num_rollouts": 1,
             "checkpoint_every": 1,
             "chunk_tasks": 1,

@@ -131,7 +131,7 @@ def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int) -> Ten
     """
 
     def product(chunk: Linearised) -> Tensor:
-        mask = chunk.query.mask.flatten(1)
+        mask = chunk.query.mask.flatten(1).to(tangent.dtype)
         weight = (mask / mask.sum(1, keepdim=True) / num_tasks).unsqueeze(-1)
         curved = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
         return chunk.vjp(tree_map(lambda x: x * weight, curved))

@@ -1,5 +1,6 @@
 """Rollouts of all M·K environments in lock step, each task under its own parameters."""
 
+import importlib
 import re
 from typing import NamedTuple
 
@@ -56,10 +57,13 @@ def make_env(env_id: str, num_envs: int, horizon: int | None = None) -> TaskVect
     Raises:
         UserError: If the id is unknown, is no task family, or has no horizon.
     """
+    module, _, name = env_id.rpartition(":")
     try:
-        spec = gymnasium.spec(env_id)
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.spec(name)
         env = gymnasium.make_vec(
-            env_id,
+            name,
             num_envs,
             "vector_entry_point",
             max_episode_steps=spec.max_episode_steps if horizon is None else horizon,

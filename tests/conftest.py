@@ -1,0 +1,80 @@
+"""Shared helpers: synthetic rollouts in float64, and runs through the real command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from maml_rl.distributions import Categorical, Normal
+from maml_rl.policies import CategoricalMLP, GaussianMLP, flatten, initialise
+from maml_rl.rollouts import Rollouts
+
+torch.set_num_threads(1)  # pytest-xdist already uses every core
+ROOT = Path(__file__).parents[1]
+O, A = 2, 3
+
+
+def make_policy(kind, seed=0):
+    policy = GaussianMLP(O, A, (4,), 0.7) if kind == "normal" else CategoricalMLP(O, A, (4,))
+    initialise(policy, torch.Generator().manual_seed(seed))
+    return policy, flatten(policy).double()
+
+
+def random_rollouts(kind, num_tasks=3, num_rollouts=4, horizon=5, seed=0):
+    """Rollouts of made-up numbers in float64; episodes end at different steps."""
+    g = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(num_tasks, num_rollouts, horizon, *shape, generator=g, dtype=torch.float64)
+
+    if kind == "normal":
+        behaviour = Normal(randn(A), 0.3 * randn(A))
+        actions = behaviour.mean + behaviour.log_std.exp() * randn(A)
+    else:
+        behaviour = Categorical(randn(A))
+        actions = torch.randint(A, (num_tasks, num_rollouts, horizon), generator=g)
+    length = torch.randint(min(2, horizon), horizon + 1, (num_tasks, num_rollouts, 1), generator=g)
+    mask = torch.arange(horizon) < length
+    return Rollouts(
+        observations=randn(O),
+        actions=actions,
+        rewards=randn() * mask,
+        mask=mask,
+        terminated=torch.zeros_like(mask),
+        behaviour=behaviour,
+        log_probs=behaviour.log_prob(actions),
+        advantages=randn() * mask,
+    )
+
+
+@pytest.fixture(params=["normal", "categorical"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs a command line in an empty folder, with the families of misbehaving.py in reach."""
+
+    def run(*arguments, script=None, **environment):
+        front = [str(ROOT / script)] if script else ["-m", "maml_rl"]
+        paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+        return subprocess.run(
+            [sys.executable, *front, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+TINY = (
+    *("--num-tasks", "3", "--num-rollouts", "4", "--horizon", "5", "--hidden-sizes", "8"),
+    *("--eval-num-tasks", "3", "--eval-num-rollouts", "2", "--eval-num-steps", "2", "--eval-every", "2"),
+)

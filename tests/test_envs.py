@@ -1,0 +1,126 @@
+"""Properties of every registered family, found through the registry, and definitions of the ones here."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from maml_rl.envs import TaskVectorEnv, check_family, families
+
+
+def test_registry_is_not_empty():
+    assert "maml_rl/Navigation2D-v0" in families()
+    assert "CartPole-v1" not in families()
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space m.*:UserWarning")
+@pytest.mark.parametrize("env_id", families())
+def test_contract(env_id):
+    check_family(env_id)
+
+
+@pytest.mark.parametrize("env_id", families())
+def test_task_survives_resets_and_auto_resets(env_id):
+    env = gymnasium.make_vec(env_id, num_envs=4, max_episode_steps=2)
+    tasks = env.sample_tasks(4, np.random.default_rng(7))
+    env.reset(seed=0, options={"task": tasks})
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    env.reset(seed=1)
+    env.reset()
+    np.testing.assert_array_equal(env.tasks, tasks)
+
+
+@pytest.mark.parametrize("env_id", families())
+def test_refused_task_names_task_and_space(env_id):
+    env = gymnasium.make(env_id).unwrapped
+    outside = np.full(env.task_space.shape, 1e6)
+    with pytest.raises(ValueError, match=r"(?s)1000000.*not in the task space.*Box"):
+        env.reset(options={"task": outside})
+    with pytest.raises(ValueError, match=r"has shape .* but .* has shape"):
+        env.reset(options={"task": outside[:-1]})
+
+
+@pytest.mark.parametrize("env_id", families())
+def test_renders(env_id):
+    env = gymnasium.make_vec(env_id, num_envs=2, render_mode="rgb_array")
+    env.reset(seed=0)
+    frames = env.render()
+    assert len(frames) == 2
+    assert frames[0].dtype == np.uint8
+    assert frames[0].shape[2] == 3
+    assert frames[0].std() > 0
+
+
+@pytest.mark.parametrize("env_id", families())
+def test_episode_ends_at_horizon_once(env_id):
+    env = gymnasium.make_vec(env_id, num_envs=2, max_episode_steps=4)
+    env.reset(seed=0)
+    cut = np.array([env.step(env.action_space.sample())[3] for _ in range(9)])
+    np.testing.assert_array_equal(np.flatnonzero(cut[:, 0]), [3, 8])  # step 4 is the reset
+
+
+def test_constructor_refuses():
+    for wrong in ({"num_envs": 0}, {"max_episode_steps": 0}, {"render_mode": "human"}):
+        with pytest.raises(ValueError, match="must be"):
+            gymnasium.make_vec("maml_rl/Navigation2D-v0", **{"num_envs": 1, **wrong})
+
+
+def test_check_family_notices(monkeypatch):
+    """The check itself can fail: a reset that draws a new task, and a step that reuses its array."""
+
+    def redraws(self, **kwargs):
+        result = original(self, **kwargs)
+        self.tasks = self.sample_tasks(self.num_envs, np.random.default_rng())
+        return result
+
+    original = TaskVectorEnv.reset
+    monkeypatch.setattr(TaskVectorEnv, "reset", redraws)
+    with pytest.raises(AssertionError):
+        check_family("maml_rl/BernoulliBandit-v0")
+
+
+def test_navigation_definition():
+    env = gymnasium.make_vec("maml_rl/Navigation2D-v0", num_envs=2)
+    goals = np.array([[0.3, 0.4], [0.1, -0.1]])
+    observation, _ = env.reset(seed=0, options={"task": goals})
+    np.testing.assert_array_equal(observation, np.zeros((2, 2)))
+    observation, reward, terminated, _, _ = env.step(np.array([[5.0, 0.0], [1.0, -0.95]]))
+    np.testing.assert_allclose(observation, [[0.1, 0.0], [0.1, -0.095]], rtol=1e-6)
+    np.testing.assert_allclose(reward, [-np.hypot(0.2, 0.4), -0.005])
+    np.testing.assert_array_equal(terminated, [False, True])
+
+
+def test_bandit_pays_with_the_arms_probability():
+    env = gymnasium.make_vec("maml_rl/BernoulliBandit-v0", num_envs=2000, num_arms=2, max_episode_steps=5)
+    env.reset(seed=0, options={"task": np.tile([0.2, 0.9], (2000, 1))})
+    actions = np.arange(2000) % 2
+    pay = np.mean([env.step(actions)[1] for _ in range(5)], axis=0)
+    # 5000 pulls of each arm: four standard errors.
+    assert abs(pay[::2].mean() - 0.2) < 4 * np.sqrt(0.16 / 5000)
+    assert abs(pay[1::2].mean() - 0.9) < 4 * np.sqrt(0.09 / 5000)
+
+
+def test_tabular_mdp_follows_its_tables():
+    n = 4000
+    env = gymnasium.make_vec("maml_rl/TabularMDP-v0", num_envs=n, num_states=3, num_actions=2)
+    task = env.sample_tasks(1, np.random.default_rng(0))
+    transitions, rewards = env.tables(task)
+    env.reset(seed=0, options={"task": np.repeat(task, n, axis=0)})
+    next_state, reward, *_ = env.step(np.ones(n, int))
+    frequency = np.bincount(next_state, minlength=3) / n
+    assert np.abs(frequency - transitions[0, 0, 1]).max() < 4 * 0.5 / np.sqrt(n)
+    assert abs(reward.mean() - rewards[0, 0, 1]) < 4 / np.sqrt(n)
+    assert abs(reward.std() - 1) < 0.1
+    with pytest.raises(ValueError, match="sum to 1"):
+        wrong = task.copy()
+        wrong[:, 0] = 0.0
+        env.reset(options={"task": np.repeat(wrong, n, axis=0)})
+
+
+def test_seeds_beyond_one_noise_block():
+    """Noise is drawn in blocks: an episode longer than a block goes on with the same stream."""
+    env = gymnasium.make_vec("maml_rl/BernoulliBandit-v0", num_envs=2, max_episode_steps=200)
+    env.reset(seed=3, options={"task": np.full((2, 5), 0.5)})
+    pays = np.array([env.step(np.zeros(2, int))[1] for _ in range(200)])
+    stream = np.random.default_rng([4, 0])  # environment 1, episode 0
+    np.testing.assert_array_equal(pays[:, 1], stream.random(200) < 0.5)

@@ -1,0 +1,143 @@
+"""Collecting: masks, streams, spaces, each task's own parameters, and what is refused."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from maml_rl import UserError
+from maml_rl.config import Config
+from maml_rl.distributions import Normal
+from maml_rl.envs import families
+from maml_rl.policies import act, flatten, make_policy
+from maml_rl.rollouts import _to_env, collect, make_env
+
+
+def setup(env_id, num_tasks=3, num_rollouts=4, horizon=6):
+    env = make_env(env_id, num_tasks * num_rollouts, horizon)
+    policy = make_policy(
+        env.single_observation_space, env.single_action_space, (8,), 1.0, torch.Generator().manual_seed(0)
+    )
+    thetas = flatten(policy) + 0.1 * torch.arange(num_tasks)[:, None]
+    return env, policy, thetas, env.sample_tasks(num_tasks, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("env_id", families())
+def test_every_family_is_collected(env_id):
+    env, policy, thetas, tasks = setup(env_id)
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    assert rollouts.rewards.shape == rollouts.log_probs.shape == rollouts.mask.shape == (3, 4, 6)
+    assert rollouts.mask[..., 0].all()
+    # Each task under its own parameters: the stored distributions are what `act` says, task by task.
+    for i in range(3):
+        distribution = act(policy, thetas[i], rollouts.observations[i].flatten(0, 1))
+        for ours, theirs in zip(rollouts.behaviour, distribution, strict=True):
+            torch.testing.assert_close(ours[i].flatten(0, 1), theirs)
+        torch.testing.assert_close(
+            rollouts.log_probs[i].flatten(), distribution.log_prob(rollouts.actions[i].flatten(0, 1))
+        )
+    again = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    other = collect(env, policy, thetas, tasks, np.random.SeedSequence(1))
+    assert torch.equal(rollouts.actions, again.actions)
+    assert torch.equal(rollouts.rewards, again.rewards)
+    assert not torch.equal(rollouts.actions, other.actions)
+
+
+def test_a_rollout_is_the_single_environment_s_episode():
+    """Replays every rollout's actions in a single environment: rewards, length and end agree."""
+    env, policy, thetas, _ = setup("maml_rl/Navigation2D-v0", horizon=30)
+    tasks = np.array([[0.012, 0.0], [0.0, -0.012], [0.4, 0.4]])  # two goals that a random walk may hit
+    thetas = thetas.clone()
+    thetas[:, :2] = np.log(0.1)  # log_std: a module's own parameters come before its layers'
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(5))
+    single = gymnasium.make("maml_rl/Navigation2D-v0", max_episode_steps=30)
+    lengths = []
+    for m in range(3):
+        for k in range(4):
+            observation, _ = single.reset(options={"task": tasks[m]})
+            for t in range(int(rollouts.mask[m, k].sum())):
+                np.testing.assert_allclose(rollouts.observations[m, k, t].numpy(), observation, atol=1e-6)
+                action = np.clip(rollouts.actions[m, k, t].numpy(), -1, 1)
+                observation, reward, terminated, truncated, _ = single.step(action)
+                assert rollouts.rewards[m, k, t].item() == pytest.approx(reward, abs=1e-6)
+                assert bool(rollouts.terminated[m, k, t]) == terminated
+            assert terminated or truncated
+            lengths.append(t + 1)
+            assert not rollouts.rewards[m, k, t + 1 :].any()
+            assert not rollouts.terminated[m, k, t + 1 :].any()
+            assert rollouts.terminated[m, k].any() == terminated
+    assert min(lengths) < 30 == max(lengths), "the test needs both kinds of episodes"
+
+
+def test_a_module_of_one_s_own_goes_through_vmap():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.log_std = nn.Parameter(torch.zeros(2))
+
+        def forward(self, observations):
+            mean = self.layer(observations)
+            return Normal(mean, self.log_std.expand_as(mean))
+
+    env, _, _, tasks = setup("maml_rl/Navigation2D-v0")
+    policy = Own()
+    thetas = flatten(policy) + torch.arange(3.0)[:, None]
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    distribution = act(policy, thetas[2], rollouts.observations[2].flatten(0, 1))
+    torch.testing.assert_close(rollouts.behaviour.mean[2].flatten(0, 1), distribution.mean)
+
+
+def test_actions_are_scaled_to_the_box_and_clipped():
+    box = spaces.Box(np.array([-0.1, 2.0]), np.array([0.1, 6.0]), dtype=np.float64)
+    np.testing.assert_allclose(
+        _to_env(box, np.array([[0.5, 0.5], [9.0, -9.0]])), [[0.05, 5.0], [0.1, 2.0]]
+    )
+    np.testing.assert_array_equal(_to_env(spaces.Discrete(3, start=5), np.array([0, 2])), [5, 7])
+    unbounded = spaces.Box(-np.inf, np.inf, (1,))
+    np.testing.assert_array_equal(_to_env(unbounded, np.array([[7.0]])), [[7.0]])
+
+
+@pytest.mark.parametrize(("what", "step"), [("reward", 3), ("observation", 2)])
+def test_not_finite_is_reported_with_family_task_and_step(monkeypatch, what, step):
+    env, policy, thetas, tasks = setup("misbehaving:tests/Misbehaving-v0")
+    type(env).resets = 0
+    monkeypatch.setenv("MISBEHAVE", what)
+    monkeypatch.setenv("MISBEHAVE_AT", "1")
+    with pytest.raises(UserError, match=rf"Misbehaving-v0: the {what} at step {step} of task \[") as error:
+        collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    if what == "reward":
+        assert str(tasks[1]) in str(error.value)  # environment 5 is the second of task 1
+
+
+@pytest.mark.parametrize(
+    ("env_id", "sentence"),
+    [
+        ("Nowhere-v0", "There is no environment 'Nowhere-v0'"),
+        ("no_such_module:Nowhere-v0", "No module named 'no_such_module'"),
+        ("CartPole-v1", "is no task family"),
+        ("Acrobot-v1", "There is no environment"),
+    ],
+)
+def test_unknown_ids_are_refused(env_id, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_env(env_id, 2)
+
+
+def test_spaces_that_policies_do_not_support_are_refused():
+    with pytest.raises(UserError, match="one-dimensional Box or a Discrete"):
+        make_policy(spaces.Box(0, 1, (4, 4)), spaces.Discrete(2), (8,), 1.0, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_tasks", 0), ("num_rollouts", 0), ("horizon", 0), ("num_steps", -1), ("inner_lr", 0.0),
+        ("inner_lr", float("nan")), ("discount", 1.5), ("hidden_sizes", (0,)), ("max_kl", -1.0), ("iterations", 0),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(option, value):
+    with pytest.raises(UserError, match=f"^{option} is .* but"):
+        Config(**{option: value})
