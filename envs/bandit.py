@@ -42,9 +42,7 @@ class BernoulliBanditVectorEnv(TaskVectorEnv):
         """The constant 1, (n, 1)."""
         return np.ones((len(task), 1))
 
-    def transition(
-        self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray
-    ) -> np.ndarray:
+    def transition(self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The constant 1, (n, 1)."""
         return state.copy()
 

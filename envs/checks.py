@@ -1,5 +1,7 @@
 """What every task family must keep to; Gymnasium checks single environments only."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -43,7 +45,11 @@ def _check_tasks(env_id: str, env: TaskVectorEnv) -> None:
     assert np.array_equal(env.tasks, tasks), f"{env_id}: the task given is not the task in force."
     outside = tasks.copy()
     outside[-1] = env.task_space.high + 1.0 if isinstance(env.task_space, spaces.Box) else -1
-    for wrong, what in ((outside, "outside the task space"), (tasks[:-1], "too few"), (tasks[..., None], "badly shaped")):
+    for wrong, what in (
+        (outside, "outside the task space"),
+        (tasks[:-1], "too few"),
+        (tasks[..., None], "badly shaped"),
+    ):
         try:
             env.reset(options={"task": wrong})
         except ValueError:
@@ -95,15 +101,18 @@ def _check_equals_single(env_id: str, env: TaskVectorEnv, num_steps: int) -> Non
     ended = np.zeros(env.num_envs, dtype=bool)
     env.action_space.seed(1)
     for step in range(num_steps):
-        actions = env.action_space.sample()
-        batch = env.step(actions)
+        actions: Any = env.action_space.sample()
+        batch: tuple[Any, ...] = env.step(actions)
         for i, single in enumerate(singles):
-            if ended[i]:
-                alone = (single.reset()[0], 0.0, False, False)
-            else:
-                alone = single.step(actions[i])[:4]
-            for name, one, many in zip(("observation", "reward", "terminated", "truncated"), alone, batch, strict=False):
-                assert np.array_equal(one, many[i]), f"{env_id}, step {step}: {name} of environment {i} is unlike a single one's."
+            alone: tuple[Any, ...] = (
+                (single.reset()[0], 0.0, False, False) if ended[i] else single.step(actions[i])
+            )
+            for name, one, many in zip(
+                ("observation", "reward", "terminated", "truncated"), alone, batch, strict=False
+            ):
+                assert np.array_equal(one, many[i]), (
+                    f"{env_id}, step {step}: {name} of environment {i} is unlike a single one's."
+                )
         ended = batch[2] | batch[3]
     for single in singles:
         single.close()

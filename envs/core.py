@@ -44,7 +44,7 @@ class TaskVectorEnv(VectorEnv):
         tasks: The tasks in force, (N, D).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (typed by Gymnasium)
         "render_modes": ["rgb_array"],
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -53,9 +53,7 @@ class TaskVectorEnv(VectorEnv):
     initial_noise = 0
     step_noise = 0
 
-    def __init__(
-        self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None
-    ):
+    def __init__(self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None):
         if num_envs < 1:
             raise ValueError(f"{type(self).__name__}: num_envs is {num_envs}, but must be at least 1.")
         if max_episode_steps is not None and max_episode_steps < 1:
@@ -103,9 +101,7 @@ class TaskVectorEnv(VectorEnv):
         """The first states x_1 of n environments; see the class."""
         raise NotImplementedError
 
-    def transition(
-        self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray
-    ) -> np.ndarray:
+    def transition(self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The next states x_{t+1} of n environments; see the class."""
         raise NotImplementedError
 
@@ -183,7 +179,7 @@ class TaskVectorEnv(VectorEnv):
     def _seed(self, seed: int | list[int] | None) -> None:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
-        seeds = np.arange(seed, seed + self.num_envs) if np.ndim(seed) == 0 else np.array(seed)
+        seeds = np.array(seed) if isinstance(seed, list) else seed + np.arange(self.num_envs)
         if seeds.shape != (self.num_envs,):
             raise ValueError(
                 f"{type(self).__name__}: got {len(seeds)} seeds for {self.num_envs} environments; give one "
@@ -197,7 +193,7 @@ class TaskVectorEnv(VectorEnv):
         assert self._seeds is not None
         noise = np.empty((len(indices), self.initial_noise))
         if self.initial_noise or self.step_noise:
-            for row, i in enumerate(indices):
+            for row, i in enumerate(indices.tolist()):
                 self._streams[i] = np.random.default_rng([self._seeds[i], self._episodes[i]])
                 noise[row] = self._streams[i].random(self.initial_noise)
         self._episodes[indices] += 1
@@ -208,13 +204,11 @@ class TaskVectorEnv(VectorEnv):
         if not self.step_noise:
             return np.empty((self.num_envs, 0))
         row = self._steps % _NOISE_BLOCK
-        for i in np.flatnonzero(row == 0):
+        for i in np.flatnonzero(row == 0).tolist():
             self._noise[i] = self._streams[i].random((_NOISE_BLOCK, self.step_noise))
         return self._noise[np.arange(self.num_envs), row]
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Steps every environment once.
 
         Args:
@@ -261,9 +255,7 @@ class TaskVectorEnv(VectorEnv):
         """A picture of every environment as it stands, or None without a render mode."""
         if self.render_mode is None:
             return None
-        return tuple(
-            self.frame(state, task) for state, task in zip(self._state, self.tasks, strict=True)
-        )
+        return tuple(self.frame(state, task) for state, task in zip(self._state, self.tasks, strict=True))
 
 
 class TaskEnv(gymnasium.Env):
@@ -274,7 +266,7 @@ class TaskEnv(gymnasium.Env):
     """
 
     vector_class: ClassVar[type[TaskVectorEnv]]
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None, **kwargs: Any):
         self._env = self.vector_class(num_envs=1, render_mode=render_mode, **kwargs)

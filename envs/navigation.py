@@ -34,9 +34,7 @@ class Navigation2DVectorEnv(TaskVectorEnv):
         """The origin, (n, 2)."""
         return np.zeros((len(task), 2))
 
-    def transition(
-        self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray
-    ) -> np.ndarray:
+    def transition(self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The position after a move of at most 0.1 in each direction, (n, 2)."""
         return state + STEP * np.clip(action, -1.0, 1.0)
 

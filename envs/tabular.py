@@ -87,9 +87,7 @@ class TabularMDPVectorEnv(TaskVectorEnv):
         """State 0, (m,)."""
         return np.zeros(len(task), dtype=np.int64)
 
-    def transition(
-        self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray
-    ) -> np.ndarray:
+    def transition(self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The next states, (m,), by inversion of their distribution function."""
         row = self.tables(task)[0][np.arange(len(task)), state, action]
         # Rounding may leave the last cumulated probability just under 1.

@@ -44,9 +44,7 @@ def evaluate(
     from .evaluation import evaluate as evaluate_run
     from .plots import write_results
 
-    results = evaluate_run(
-        run_dir, num_steps=num_steps, num_tasks=num_tasks, num_rollouts=num_rollouts, seed=seed
-    )
+    results = evaluate_run(run_dir, num_steps=num_steps, num_tasks=num_tasks, num_rollouts=num_rollouts, seed=seed)
     write_results(run_dir, results)
     print(table(results))
     print(f"picture      {run_dir / 'adaptation.png'}")
@@ -77,7 +75,9 @@ def table(results: dict[str, Any]) -> str:
             for mean, (_, high) in zip(curve["mean"], curve["ci95"], strict=True)
         )
         rows.append(f"{method:<12}" + "".join(cells))
-    rows.append(f"mean ± 95% interval over {results['num_tasks']} held-out tasks, {results['num_rollouts']} rollouts each")
+    rows.append(
+        f"mean ± 95% interval over {results['num_tasks']} held-out tasks, {results['num_rollouts']} rollouts each"
+    )
     return "\n".join(rows)
 
 
@@ -90,7 +90,8 @@ def main() -> NoReturn:
     """The command `maml-rl`."""
     _run(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "evaluate": evaluate, "families": families}, description="Meta-reinforcement learning."
+            {"train": train, "evaluate": evaluate, "families": families},
+            description="Meta-reinforcement learning.",
         )
     )
 
@@ -106,7 +107,10 @@ def _run(command: Callable[[], object]) -> NoReturn:
         sys.exit(2)
     except OSError as error:
         # Events and pictures are written by libraries: a full or vanished disk shows here.
-        print(f"error: {error.filename or 'a file of the run'}: {error.strerror}; mend it, then --resume.", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'a file of the run'}: {error.strerror}; mend it, then --resume.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         again = shlex.join(["python", *sys.argv] + ["--resume"] * ("--resume" not in sys.argv))

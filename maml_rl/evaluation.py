@@ -77,14 +77,19 @@ def evaluate(
         source = policy
     if config is None:
         raise UserError("evaluate needs the policy's Config beside a policy; pass evaluate(policy, config).")
-    given = {"num_steps": num_steps, "num_tasks": num_tasks, "num_rollouts": num_rollouts, "seed": seed}
+    given: dict[str, Any] = {
+        "num_steps": num_steps,
+        "num_tasks": num_tasks,
+        "num_rollouts": num_rollouts,
+        "seed": seed,
+    }
     config = dataclasses.replace(
         config, **{f"eval_{name}": value for name, value in given.items() if value is not None}
     )
     thetas = {"maml": flatten(source), "random": flatten(new_policy(config))}
     methods = {}
     for method, theta in thetas.items():
-        env, tasks, batches = held_out_rollouts(source, theta, config)
+        _, _, batches = held_out_rollouts(source, theta, config)
         returns = np.stack([batch.returns().double().numpy() for batch in batches], axis=1)
         mean, half = returns.mean(0), stats.sem(returns, axis=0) * stats.t.ppf(0.975, len(returns) - 1)
         methods[method] = {

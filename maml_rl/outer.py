@@ -209,7 +209,6 @@ def trpo_step(
     step, image = conjugate_gradient(
         lambda v: kl_product(chunks, v, num_tasks) + config.cg_damping * v, -gradient, config.cg_iterations
     )
-    del chunks
     curvature = (step @ image).item()
     if not (0 < curvature < float("inf")):
         return theta, OuterInfo(before, before, 0.0, 0, norm, 0)

@@ -32,7 +32,8 @@ def adaptation_figure(results: dict[str, Any]) -> Figure:
         axes.fill_between(steps, interval[:, 0], interval[:, 1], alpha=0.2)
     axes.grid(alpha=0.3)
     axes.legend(
-        title=f"{results['num_tasks']} held-out tasks, {results['num_rollouts']} rollouts", title_fontsize="small"
+        title=f"{results['num_tasks']} held-out tasks, {results['num_rollouts']} rollouts",
+        title_fontsize="small",
     )
     return figure
 

@@ -77,7 +77,9 @@ def make_env(env_id: str, num_envs: int, horizon: int | None = None) -> TaskVect
     if not isinstance(env, TaskVectorEnv):
         raise UserError(f"{env_id!r} is no task family: its vector entry point is no maml_rl.envs.TaskVectorEnv.")
     if env.max_episode_steps is None:
-        raise UserError(f"{env_id!r} has no horizon; register it with max_episode_steps, or set the option horizon.")
+        raise UserError(
+            f"{env_id!r} has no horizon; register it with max_episode_steps, or set the option horizon."
+        )
     flat_size(env.single_observation_space, "observation")
     flat_size(env.single_action_space, "action")
     return env
@@ -108,7 +110,9 @@ def collect(
     assert horizon is not None
     num_rollouts = num_envs // num_tasks
     if len(theta) != num_tasks or num_tasks * num_rollouts != num_envs:
-        raise ValueError(f"{len(theta)} parameter vectors and {num_tasks} tasks do not fit {num_envs} environments.")
+        raise ValueError(
+            f"{len(theta)} parameter vectors and {num_tasks} tasks do not fit {num_envs} environments."
+        )
     env_seed, action_seed = (int(seed) for seed in seeds.generate_state(2))
     generator = torch.Generator().manual_seed(action_seed)
     parameters = unflatten(policy, theta)
@@ -125,7 +129,9 @@ def collect(
             o_t = _encode(env.single_observation_space, observation).unflatten(0, shape)
             pi_t = act_per_task(policy, parameters, o_t)
             a_t = pi_t.sample(generator)
-            observation, reward, ended, cut, _ = env.step(_to_env(env.single_action_space, a_t.flatten(0, 1).numpy()))
+            observation, reward, ended, cut, _ = env.step(
+                _to_env(env.single_action_space, a_t.flatten(0, 1).numpy())
+            )
             seen.append(o_t)
             behaviours.append(pi_t)
             taken.append(a_t)
@@ -139,7 +145,11 @@ def collect(
         def by_task(steps: list[Tensor]) -> Tensor:
             stacked = torch.stack(steps, dim=2)
             missing = horizon - stacked.shape[2]
-            return torch.cat([stacked, stacked[:, :, -1:].expand(-1, -1, missing, *stacked.shape[3:])], 2) if missing else stacked
+            return (
+                torch.cat([stacked, stacked[:, :, -1:].expand(-1, -1, missing, *stacked.shape[3:])], 2)
+                if missing
+                else stacked
+            )
 
         def from_numpy(steps: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(steps.T)).unflatten(0, shape)

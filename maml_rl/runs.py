@@ -86,9 +86,7 @@ def open_run(config: Config, first_theta: Tensor) -> State:
         save_config(config)
         return State(first_theta, 0, 0)
     if not config.resume:
-        raise UserError(
-            f"{folder} already holds a run; go on with it by --resume, or choose another --run-dir."
-        )
+        raise UserError(f"{folder} already holds a run; go on with it by --resume, or choose another --run-dir.")
     before = load_config(folder)
     for field in dataclasses.fields(Config):
         old, new = getattr(before, field.name), getattr(config, field.name)
@@ -150,7 +148,9 @@ def load_checkpoint(folder: Path, like: Tensor) -> State:
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no checkpoint.pt yet; train it first.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint; restore it from a copy, or start a new run.") from error
+        raise UserError(
+            f"{path} is damaged or no checkpoint; restore it from a copy, or start a new run."
+        ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is no checkpoint of this version of maml_rl; start a new run.")
     state = State(**{name: content[name] for name in State._fields})

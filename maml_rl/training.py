@@ -3,7 +3,6 @@
 import time
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm

@@ -5,7 +5,6 @@ import signal
 
 import gymnasium
 import numpy as np
-
 from maml_rl.envs.bandit import BernoulliBanditEnv, BernoulliBanditVectorEnv
 from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
 

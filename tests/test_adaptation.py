@@ -70,6 +70,4 @@ def test_ended_episodes_equal_shorter_ones(kind, length):
     cut = tree_map(lambda x: x[:, :, :length], rollouts._replace(mask=mask))
     cut = with_advantages(cut, 0.9, 0.8)
     torch.testing.assert_close(ended.advantages[:, :, :length], cut.advantages)
-    torch.testing.assert_close(
-        adapt(policy, theta, task(ended, 0), 0.3), adapt(policy, theta, task(cut, 0), 0.3)
-    )
+    torch.testing.assert_close(adapt(policy, theta, task(ended, 0), 0.3), adapt(policy, theta, task(cut, 0), 0.3))

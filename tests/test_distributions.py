@@ -11,7 +11,9 @@ def pair(kind):
     draw = lambda: torch.randn(5, 3, generator=g, dtype=torch.float64)  # noqa: E731
     if kind == "normal":
         ours = Normal(draw(), 0.5 * draw()), Normal(draw(), 0.5 * draw())
-        theirs = [torch.distributions.Independent(torch.distributions.Normal(d.mean, d.log_std.exp()), 1) for d in ours]
+        theirs = [
+            torch.distributions.Independent(torch.distributions.Normal(d.mean, d.log_std.exp()), 1) for d in ours
+        ]
     else:
         ours = Categorical(draw()), Categorical(draw())
         theirs = [torch.distributions.Categorical(logits=d.logits) for d in ours]

@@ -3,7 +3,6 @@
 import gymnasium
 import numpy as np
 import pytest
-
 from maml_rl.envs import TaskVectorEnv, check_family, families
 
 
@@ -111,9 +110,9 @@ def test_tabular_mdp_follows_its_tables():
     assert np.abs(frequency - transitions[0, 0, 1]).max() < 4 * 0.5 / np.sqrt(n)
     assert abs(reward.mean() - rewards[0, 0, 1]) < 4 / np.sqrt(n)
     assert abs(reward.std() - 1) < 0.1
+    wrong = task.copy()
+    wrong[:, 0] = 0.0
     with pytest.raises(ValueError, match="sum to 1"):
-        wrong = task.copy()
-        wrong[:, 0] = 0.0
         env.reset(options={"task": np.repeat(wrong, n, axis=0)})
 
 

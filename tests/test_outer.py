@@ -29,7 +29,10 @@ def mean_over_tasks(f, policy, supports, query, config):
 
     def objective(theta):
         values = [
-            f(outer.adapted_policy(theta, policy, tuple(task(s, i) for s in supports), task(query, i), config), task(query, i))
+            f(
+                outer.adapted_policy(theta, policy, tuple(task(s, i) for s in supports), task(query, i), config),
+                task(query, i),
+            )
             for i in range(len(query.mask))
         ]
         return torch.stack(values).mean()

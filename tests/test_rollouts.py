@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from maml_rl.envs import families
 from torch import nn
 
 from maml_rl import UserError
 from maml_rl.config import Config
 from maml_rl.distributions import Normal
-from maml_rl.envs import families
 from maml_rl.policies import act, flatten, make_policy
 from maml_rl.rollouts import _to_env, collect, make_env
 
@@ -92,9 +92,7 @@ def test_a_module_of_one_s_own_goes_through_vmap():
 
 def test_actions_are_scaled_to_the_box_and_clipped():
     box = spaces.Box(np.array([-0.1, 2.0]), np.array([0.1, 6.0]), dtype=np.float64)
-    np.testing.assert_allclose(
-        _to_env(box, np.array([[0.5, 0.5], [9.0, -9.0]])), [[0.05, 5.0], [0.1, 2.0]]
-    )
+    np.testing.assert_allclose(_to_env(box, np.array([[0.5, 0.5], [9.0, -9.0]])), [[0.05, 5.0], [0.1, 2.0]])
     np.testing.assert_array_equal(_to_env(spaces.Discrete(3, start=5), np.array([0, 2])), [5, 7])
     unbounded = spaces.Box(-np.inf, np.inf, (1,))
     np.testing.assert_array_equal(_to_env(unbounded, np.array([[7.0]])), [[7.0]])
