@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from PIL import Image, ImageDraw
 
 # Steps whose noise is drawn at once; the numbers drawn do not depend on it.
 _NOISE_BLOCK = 64
@@ -23,7 +24,7 @@ class TaskVectorEnv(VectorEnv):
     * `reward(state, action, next_state, task, noise)` -> (n,): r_t = -L(x_t, a_t);
     * `terminated(state, task)` -> (n,) bool: whether x_{t+1} ends the episode; by default never;
     * `observation(state, task)` -> (n, O): a new array;
-    * `frame(state, task)` -> (height, width, 3) uint8: a picture of one environment.
+    * `frame(state, task)` -> (height, width, 3) uint8: a picture of one environment; by default text.
 
     `noise` is uniform on [0, 1), shape (n, `initial_noise`) for the first state and (n, `step_noise`) for
     a step; `scipy.special.ndtri` makes it normal. Each environment and each episode has its own stream,
@@ -125,8 +126,11 @@ class TaskVectorEnv(VectorEnv):
         raise NotImplementedError
 
     def frame(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """A picture of one environment, (height, width, 3) uint8."""
-        raise NotImplementedError
+        """A picture of one environment, (height, width, 3) uint8; by default its numbers as text."""
+        image = Image.new("RGB", (200, 200), "white")
+        text = f"{type(self).__name__}\n\nstate\n{np.round(state, 3)}\n\ntask\n{np.round(task, 3)}"
+        ImageDraw.Draw(image).multiline_text((8, 8), text, fill="black")
+        return np.array(image)
 
     def check_tasks(self, tasks: np.ndarray) -> str | None:
         """What is wrong with tasks (n, D) beyond not being in `task_space`, as a sentence; None if nothing."""

@@ -51,6 +51,7 @@ def test_a_rollout_is_the_single_environment_s_episode():
     tasks = np.array([[0.012, 0.0], [0.0, -0.012], [0.4, 0.4]])  # two goals that a random walk may hit
     thetas = thetas.clone()
     thetas[:, :2] = np.log(0.1)  # log_std: a module's own parameters come before its layers'
+    thetas[:, 2:] = 0.0
     rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(5))
     single = gymnasium.make("maml_rl/Navigation2D-v0", max_episode_steps=30)
     lengths = []

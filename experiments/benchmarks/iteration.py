@@ -1,0 +1,111 @@
+"""Seconds of a meta-iteration on 2D navigation and of its parts, as JSON.
+
+Every figure is the median over repetitions, all in one run. The yardsticks stand beside what they measure:
+the KL differentiated twice beside its factored product, and the bare matrix products that one factored
+product cannot do without beside both.
+"""
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch.func import vmap
+
+from maml_rl import Config, outer
+from maml_rl.adaptation import adapt, rollouts_through_adaptation
+from maml_rl.advantages import with_advantages
+from maml_rl.policies import flatten
+from maml_rl.rollouts import collect, make_env
+from maml_rl.runs import new_policy, stream
+
+
+def median_seconds(f: Callable[[], Any], repetitions: int, warm_up: int = 2) -> float:
+    """The median wall time of a call, after calls that do not count."""
+    times = []
+    for _ in range(warm_up + repetitions):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_up:])
+
+
+def main(repetitions: int = 15, num_tasks: int = 20, num_rollouts: int = 20, chunk_tasks: int = 5) -> None:
+    """Measures and prints.
+
+    Args:
+        repetitions: Calls of each part that count.
+        num_tasks: M.
+        num_rollouts: K.
+        chunk_tasks: Tasks differentiated at once.
+    """
+    config = Config(num_tasks=num_tasks, num_rollouts=num_rollouts, inner_lr=0.5, chunk_tasks=chunk_tasks)
+    env = make_env(config.env_id, num_tasks * num_rollouts)
+    policy = new_policy(config)
+    theta = flatten(policy)
+    thetas = theta.expand(num_tasks, -1)
+    tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
+    seeds = stream(0, "benchmark")
+    support, query = rollouts_through_adaptation(env, policy, theta, tasks, [0.5], config, seeds)
+    chunks = outer.linearise_chunks(policy, theta, (support,), query, config)
+    gradient = outer.meta_gradient(chunks, num_tasks)
+
+    def iteration() -> None:
+        support, query = rollouts_through_adaptation(env, policy, theta, tasks, [0.5], config, seeds)
+        outer.trpo_step(policy, theta, (support,), query, config)
+
+    def twice_differentiated() -> Callable[[], Any]:
+        leaf = theta.clone().requires_grad_()
+
+        def kl(support: Any, query: Any) -> torch.Tensor:
+            return outer.mean_kl(outer.adapted_policy(leaf, policy, (support,), query, config), query)
+
+        (slope,) = torch.autograd.grad(vmap(kl)(support, query).mean(), leaf, create_graph=True)
+        return lambda: torch.autograd.grad(slope, leaf, gradient, retain_graph=True)
+
+    def matrix_products() -> None:
+        # The 64x64 layer alone: 6 products for each of two Hessian-vector products of the inner loss (support),
+        # 2 for the Jacobian and 2 for its transpose (query).
+        for start in range(0, num_tasks, chunk_tasks):
+            for _ in range(16):
+                torch.bmm(rows[start : start + chunk_tasks], weights[start : start + chunk_tasks])
+
+    horizon = env.max_episode_steps or 0
+    rows, weights = torch.randn(num_tasks, num_rollouts * horizon, 64), torch.randn(num_tasks, 64, 64)
+    parts = {
+        "iteration": iteration,
+        "collect": lambda: collect(env, policy, thetas, tasks, seeds),
+        "advantages": lambda: with_advantages(support, config.discount, config.gae_lambda),
+        "adapt": lambda: vmap(lambda t, s: adapt(policy, t, s, 0.5), chunk_size=chunk_tasks)(thetas, support),
+        "linearise": lambda: outer.linearise_chunks(policy, theta, (support,), query, config),
+        "gradient": lambda: outer.meta_gradient(chunks, num_tasks),
+        "kl_product": lambda: outer.kl_product(chunks, gradient, num_tasks),
+        "kl_product_twice_differentiated": twice_differentiated(),
+        "kl_product_matrix_floor": matrix_products,
+        "line_search_candidate": lambda: outer.outer_objective(policy, theta, (support,), query, config),
+    }
+    seconds = {name: median_seconds(f, repetitions) for name, f in parts.items()}
+    report = {
+        "threads": torch.get_num_threads(),
+        "num_tasks": num_tasks,
+        "num_rollouts": num_rollouts,
+        "horizon": horizon,
+        "chunk_tasks": chunk_tasks,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "rollout_steps_per_second": round(int(query.mask.sum()) / seconds["collect"]),
+        "kl_product_over_twice_differentiated": round(
+            seconds["kl_product"] / seconds["kl_product_twice_differentiated"], 3
+        ),
+        "kl_product_over_matrix_floor": round(seconds["kl_product"] / seconds["kl_product_matrix_floor"], 2),
+        "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
