@@ -25,4 +25,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build runs *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,9 +10,9 @@ import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
 from .checks import check_family
-from .core import TaskEnv, TaskVectorEnv
+from .core import TaskEnv, TaskVectorEnv, in_words
 
-__all__ = ["TaskEnv", "TaskVectorEnv", "check_family", "families"]
+__all__ = ["TaskEnv", "TaskVectorEnv", "check_family", "families", "in_words"]
 
 
 def _register(name: str, module: str, env: str, horizon: int, **kwargs: Any) -> None:

@@ -13,6 +13,11 @@ from PIL import Image, ImageDraw
 _NOISE_BLOCK = 64
 
 
+def in_words(task: np.ndarray) -> str:
+    """A task as part of a message: long ones by their first and last numbers."""
+    return np.array2string(np.asarray(task), precision=4, threshold=12)
+
+
 class TaskVectorEnv(VectorEnv):
     """N environments of one task family, stepped together as arrays.
 
@@ -132,7 +137,7 @@ class TaskVectorEnv(VectorEnv):
         ImageDraw.Draw(image).multiline_text((8, 8), text, fill="black")
         return np.array(image)
 
-    def check_tasks(self, tasks: np.ndarray) -> str | None:
+    def task_problem(self, tasks: np.ndarray) -> str | None:
         """What is wrong with tasks (n, D) beyond not being in `task_space`, as a sentence; None if nothing."""
         return None
 
@@ -140,17 +145,25 @@ class TaskVectorEnv(VectorEnv):
 
     def _checked_tasks(self, tasks: Any) -> np.ndarray:
         name, space = type(self).__name__, self.task_space
-        checked = np.array(tasks, dtype=space.dtype)
+        try:
+            given = np.asarray(tasks)
+            checked = given.astype(space.dtype, casting="same_kind")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}: options['task'] is no array of numbers; it must be in the task space {space}."
+            ) from error
         expected = (self.num_envs, *(space.shape or ()))
         if checked.shape != expected:
             raise ValueError(
                 f"{name}: options['task'] has shape {checked.shape}, but a task for each of {self.num_envs} "
-                f"environments has shape {expected}."
+                f"environments has shape {expected}; the task space is {space}."
             )
         if not batch_space(space, self.num_envs).contains(checked):
             outside = next(task for task in checked if not space.contains(task))
-            raise ValueError(f"{name}: task {outside} is not in the task space {space}; choose one that is.")
-        if problem := self.check_tasks(checked):
+            raise ValueError(
+                f"{name}: task {in_words(outside)} is not in the task space {space}; choose one that is."
+            )
+        if problem := self.task_problem(checked):
             raise ValueError(f"{name}: {problem}")
         return checked
 
@@ -170,10 +183,10 @@ class TaskVectorEnv(VectorEnv):
         Raises:
             ValueError: If a task is of the wrong shape or not in the task space, or seeds are not N.
         """
-        if options and "task" in options:
-            self.tasks = self._checked_tasks(options["task"])
+        tasks = self._checked_tasks(options["task"]) if options and "task" in options else self.tasks
         if seed is not None or self._seeds is None:
             self._seed(seed)
+        self.tasks = tasks
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._any_ended = False
@@ -183,10 +196,10 @@ class TaskVectorEnv(VectorEnv):
     def _seed(self, seed: int | list[int] | None) -> None:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
-        seeds = np.array(seed) if isinstance(seed, list) else seed + np.arange(self.num_envs)
+        seeds = np.asarray(seed) if np.ndim(seed) else np.asarray(seed) + np.arange(self.num_envs)
         if seeds.shape != (self.num_envs,):
             raise ValueError(
-                f"{type(self).__name__}: got {len(seeds)} seeds for {self.num_envs} environments; give one "
+                f"{type(self).__name__}: got {seeds.size} seeds for {self.num_envs} environments; give one "
                 "number, or one for each."
             )
         self._seeds = seeds
@@ -204,7 +217,7 @@ class TaskVectorEnv(VectorEnv):
         return self.initial_state(self.tasks[indices], noise)
 
     def _step_noise(self) -> np.ndarray:
-        """The next row of every environment's noise, (N, step_noise)."""
+        """The next row of every environment's noise, (N, step_noise), out of blocks (N, rows, step_noise)."""
         if not self.step_noise:
             return np.empty((self.num_envs, 0))
         row = self._steps % _NOISE_BLOCK
@@ -294,7 +307,7 @@ class TaskEnv(gymnasium.Env):
         """Starts a new episode; options {"task": task} puts a task (D,) in force."""
         super().reset(seed=seed)
         if options and "task" in options:
-            options = {**options, "task": np.asarray(options["task"])[None]}
+            options = {**options, "task": [options["task"]]}
         observations, info = self._env.reset(seed=seed, options=options)
         return observations[0], info
 

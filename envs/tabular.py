@@ -24,8 +24,8 @@ class TabularMDPVectorEnv(TaskVectorEnv):
     * First state: 0. Observation: the state, discrete.
     * Reward: ~ N(m(s, a), 1), or with `reward_noise="none"` m(s, a) itself. Never terminated; H = 10.
 
-    Departure from the source: mean rewards are bounded to [-9, 11], eight standard deviations more than
-    are ever drawn, so that the task space is a bounded box.
+    Departure from the source: mean rewards are clipped to [-9, 11], ten standard deviations from their
+    mean, so that the task space is a bounded box.
 
     Args:
         num_states: n, at least 1.
@@ -73,7 +73,7 @@ class TabularMDPVectorEnv(TaskVectorEnv):
         rewards = np.clip(rng.normal(1.0, 1.0, size=pairs), -9.0, 11.0)
         return np.concatenate([transitions.reshape(num_tasks, -1), rewards], axis=1)
 
-    def check_tasks(self, tasks: np.ndarray) -> str | None:
+    def task_problem(self, tasks: np.ndarray) -> str | None:
         """Transition probabilities must sum to 1."""
         error = np.abs(self.tables(tasks)[0].sum(axis=-1) - 1.0).max()
         if error > _SUM_TOLERANCE:
@@ -103,8 +103,10 @@ class TabularMDPVectorEnv(TaskVectorEnv):
     ) -> np.ndarray:
         """Rewards around the mean of state and action, (m,)."""
         mean = self.tables(task)[1][np.arange(len(task)), state, action]
-        # noise is in [0, 1): 1 - noise keeps the normal deviate finite below and 0 is never drawn above.
-        return mean if self.reward_noise == "none" else mean - ndtri(np.maximum(noise[:, 1], 1e-300))
+        if self.reward_noise == "none":
+            return mean
+        # Noise is in [0, 1): at 0 the normal deviate would be infinite.
+        return mean + ndtri(np.maximum(noise[:, 1], np.finfo(np.float64).tiny))
 
     def observation(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
         """The states, (m,)."""

@@ -10,7 +10,7 @@ if __name__ == "__main__":
         Config(
             env_id="maml_rl/Navigation2D-v0",
             run_dir=Path("runs/navigation_2d"),
-            iterations=100,
+            iterations=60,
             inner_lr=0.5,
         )
     )

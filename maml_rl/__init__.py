@@ -8,6 +8,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from . import envs as envs
+
 # Tensors of megabytes come and go in every derivative. On huge pages their first touch costs far fewer
 # page faults: linearising the outer objective took 0.15 s instead of 0.24 s. PyTorch reads it once.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -25,7 +27,7 @@ _MODULES = {"Config": "config", "UserError": "errors", "evaluate": "evaluation",
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use: gymnasium imports this package to register families, and need not wait for torch."""
+    """Imports on first use: whoever wants the families alone need not wait for torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

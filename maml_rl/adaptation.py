@@ -19,11 +19,16 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum()
 
 
-def inner_loss(theta: Tensor, policy: nn.Module, rollouts: Rollouts) -> Tensor:
+def inner_loss(policy: nn.Module, theta: Tensor, rollouts: Rollouts) -> Tensor:
     """The surrogate -E[log π_θ(a_t | o_t) Â_t] of one task, a scalar.
 
     Its gradient at the parameters that collected the rollouts is the policy gradient (Williams, 1992);
     Finn et al., arXiv:1703.03400, equation 5 and algorithm 3.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        rollouts: The task's rollouts, (K, H, ...), with advantages.
     """
     # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
     distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
@@ -46,7 +51,7 @@ def adapt(
     Returns:
         θ', (P,), differentiable in θ.
     """
-    gradient = grad(inner_loss)(theta, policy, support)
+    gradient = grad(inner_loss, argnums=1)(policy, theta, support)
     if first_order:
         gradient = gradient.detach()
     return theta - step_size * gradient

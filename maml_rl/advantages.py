@@ -7,7 +7,7 @@ from .rollouts import Rollouts
 
 # Advantages that spread by less than this part of the returns are rounding and the ridge's bias, not
 # signal: where all is solved, blowing them up to 1 would make a random step of them.
-NOISE_FLOOR = 1e-4
+NOISE_FLOOR = 1e-3
 
 
 def discounted_sums(x: Tensor, discount: float) -> Tensor:
@@ -35,7 +35,7 @@ def features(observations: Tensor) -> Tensor:
 def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float = 1e-5) -> Tensor:
     """Fits a linear baseline to each task's returns by ridge regression and evaluates it.
 
-    The ridge grows tenfold for as long as a task's normal equations cannot be solved.
+    A task's ridge grows tenfold for as long as its normal equations cannot be solved.
 
     Args:
         observations: (M, K, H, O).
@@ -50,11 +50,11 @@ def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float
     gram = weighted.mT @ weighted
     target = weighted.mT @ returns.double().flatten(1, 2).unsqueeze(-1)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)
-        if not failed.any():
-            break
-        ridge *= 10.0
+    ridges = torch.full((len(gram), 1, 1), ridge, dtype=gram.dtype)
+    factor, failed = torch.linalg.cholesky_ex(gram + ridges * identity)
+    while failed.any():
+        ridges = torch.where(failed[:, None, None] > 0, 10.0 * ridges, ridges)
+        factor, failed = torch.linalg.cholesky_ex(gram + ridges * identity)
     coefficients = torch.cholesky_solve(target, factor)
     return (weighted @ coefficients).squeeze(-1).unflatten(1, mask.shape[1:])
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -18,10 +19,18 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     """Meta-trains on a task family, evaluates on held-out tasks, and writes it all into the run folder."""
     from .training import train as meta_train  # torch takes seconds to import: --help need not wait
 
-    meta_train(config)
+    try:
+        meta_train(config)
+    except KeyboardInterrupt:
+        arguments = [*sys.argv[1:], *(["--resume"] if "--resume" not in sys.argv else [])]
+        if (config.run_dir / "checkpoint.pt").exists():
+            print(f"\nstopped; go on with: {shlex.join([*_program(), *arguments])}", file=sys.stderr)
+        sys.exit(130)
     results = json.loads((config.run_dir / "evaluation.json").read_text())
     print(table(results))
-    print(f"picture      {config.run_dir / 'adaptation.png'}")
+    for name in ("adaptation.png", "rollouts.png"):
+        if (config.run_dir / name).exists():
+            print(f"picture      {config.run_dir / name}")
     print(f"TensorBoard  tensorboard --logdir {shlex.quote(str(config.run_dir))}")
 
 
@@ -98,22 +107,35 @@ def main() -> NoReturn:
 
 def _run(command: Callable[[], object]) -> NoReturn:
     """Runs a command; what the user can mend is one sentence on standard error, not a traceback."""
-    # A family of one's own lies where one works: `--env-id my_family:id` finds my_family.py there.
-    sys.path.insert(0, os.getcwd())
+    # A family of one's own lies where one works: `--env-id my_family:id` finds my_family.py there. Last, so
+    # that no file there hides a module of Python's own.
+    sys.path.append(os.getcwd())
+    # TensorBoard writes in a thread of its own; what fails there is raised in the main thread again.
+    threading.excepthook = lambda args: (
+        None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
+    )
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except MemoryError:
+        _fail("Out of memory; lower num_tasks, num_rollouts or horizon.")
     except OSError as error:
         # Events and pictures are written by libraries: a full or vanished disk shows here.
-        print(
-            f"error: {error.filename or 'a file of the run'}: {error.strerror}; mend it, then --resume.",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        _fail(f"{error.filename or 'A file of the run'}: {error.strerror}; mend it, then run again.")
     except KeyboardInterrupt:
-        again = shlex.join(["python", *sys.argv] + ["--resume"] * ("--resume" not in sys.argv))
-        print(f"\nstopped; a checkpoint is written, go on with: {again}", file=sys.stderr)
+        print("\nstopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _program() -> list[str]:
+    """How this process was started: a script, a module or an installed command."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        return [sys.executable, "-m", "maml_rl"]
+    return [sys.executable, sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]

@@ -33,7 +33,7 @@ class Config:
     """H, steps of an episode; by default the registered `max_episode_steps`."""
     discount: float = 0.99
     """Discount factor, per step."""
-    gae_lambda: float = 1.0
+    gae_lambda: float = 0.95
     """λ of generalised advantage estimation: 1 unbiased, less for less variance."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -52,8 +52,9 @@ class Config:
     """Trust region: largest mean KL(old ‖ new) of the adapted policies in an outer step, in nats."""
     cg_iterations: int = 10
     """Conjugate-gradient iterations for the outer step's direction."""
-    cg_damping: float = 1e-5
-    """Multiple of the identity added to the trust-region metric."""
+    cg_damping: float = 0.01
+    """Multiple of the identity added to the trust-region metric; where adapted policies become certain it is
+    all that keeps steps small."""
     line_search_steps: int = 15
     """Candidates the line search tries, each 0.8 times as long as the one before."""
 
@@ -65,8 +66,8 @@ class Config:
     """Held-out tasks in evaluations."""
     eval_num_rollouts: int = 20
     """Rollouts of a held-out task before and after each adaptation step."""
-    eval_seed: int = 0
-    """Seed of the held-out tasks and their rollouts; its stream is never used in training."""
+    eval_seed: int | None = None
+    """Seed of the held-out tasks and their rollouts, by default `seed`; training never uses their streams."""
     eval_later_lr_factor: float = 0.5
     """Factor on α for evaluation steps after the first, as in the MAML paper."""
 
@@ -78,7 +79,6 @@ class Config:
     def __post_init__(self) -> None:
         at_least = {
             "seed": 0,
-            "eval_seed": 0,
             "iterations": 1,
             "num_tasks": 1,
             "num_rollouts": 1,
@@ -95,8 +95,9 @@ class Config:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        if self.horizon is not None and self.horizon < 1:
-            raise UserError(f"horizon is {self.horizon}, but must be at least 1.")
+        for name, least in {"horizon": 1, "eval_seed": 0}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
         for name in ("inner_lr", "initial_std", "max_kl"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be a positive number.")

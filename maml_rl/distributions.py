@@ -55,8 +55,9 @@ class Categorical(NamedTuple):
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draws actions, (...) int64: the largest of the logits with Gumbel noise added."""
         uniform = torch.rand(self.logits.shape, generator=generator, dtype=self.logits.dtype)
-        # torch.rand is in [0, 1): 1 - u is never 0, and -log(1 - u) an exponential variate.
-        return torch.argmax(self.logits - torch.log(-torch.log1p(-uniform)), dim=-1)
+        # torch.rand may draw 0, whose Gumbel noise would be infinite and win for any action.
+        exponential = -torch.log1p(-uniform.clamp(min=torch.finfo(uniform.dtype).tiny))
+        return torch.argmax(self.logits - torch.log(exponential), dim=-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-probability of actions (...), shape (...)."""

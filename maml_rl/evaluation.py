@@ -14,7 +14,8 @@ from .envs import TaskVectorEnv
 from .errors import UserError
 from .policies import flatten, load
 from .rollouts import Rollouts, make_env
-from .runs import load_checkpoint, load_config, new_policy, stream
+from .runs import load_checkpoint, load_config, new_policy
+from .streams import stream
 
 
 def held_out_rollouts(
@@ -30,17 +31,21 @@ def held_out_rollouts(
     Returns:
         The environments, the tasks (M, D), and S + 1 batches of rollouts (M, K, H, ...).
     """
+    seed = held_out_seed(config)
     env = make_env(config.env_id, config.eval_num_tasks * config.eval_num_rollouts, config.horizon)
-    tasks = env.sample_tasks(
-        config.eval_num_tasks, np.random.default_rng(stream(config.eval_seed, "held-out tasks"))
-    )
+    tasks = env.sample_tasks(config.eval_num_tasks, np.random.default_rng(stream(seed, "held-out tasks")))
     later = config.inner_lr * config.eval_later_lr_factor
     step_sizes = [config.inner_lr if k == 0 else later for k in range(config.eval_num_steps)]
     batches = rollouts_through_adaptation(
-        env, policy, theta, tasks, step_sizes, config, stream(config.eval_seed, "held-out rollouts")
+        env, policy, theta, tasks, step_sizes, config, stream(seed, "held-out rollouts")
     )
     env.close()
     return env, tasks, batches
+
+
+def held_out_seed(config: Config) -> int:
+    """The seed of the held-out tasks: its streams differ from training's even where the seed is the same."""
+    return config.seed if config.eval_seed is None else config.eval_seed
 
 
 def evaluate(
@@ -86,10 +91,9 @@ def evaluate(
     config = dataclasses.replace(
         config, **{f"eval_{name}": value for name, value in given.items() if value is not None}
     )
-    thetas = {"maml": flatten(source), "random": flatten(new_policy(config))}
     methods = {}
-    for method, theta in thetas.items():
-        _, _, batches = held_out_rollouts(source, theta, config)
+    for method, policy in {"maml": source, "random": new_policy(config)}.items():
+        _, _, batches = held_out_rollouts(policy, flatten(policy), config)
         returns = np.stack([batch.returns().double().numpy() for batch in batches], axis=1)
         mean, half = returns.mean(0), stats.sem(returns, axis=0) * stats.t.ppf(0.975, len(returns) - 1)
         methods[method] = {
@@ -102,6 +106,6 @@ def evaluate(
         "num_steps": config.eval_num_steps,
         "num_tasks": config.eval_num_tasks,
         "num_rollouts": config.eval_num_rollouts,
-        "seed": config.eval_seed,
+        "seed": held_out_seed(config),
         "methods": methods,
     }

@@ -36,9 +36,20 @@ class OuterInfo(NamedTuple):
 
 
 def adapted_policy(
-    theta: Tensor, policy: nn.Module, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> Distribution:
-    """The adapted policy of one task at its query observations: tensors (K·H, ...), differentiable in θ."""
+    """The adapted policy of one task at its query observations.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        supports: For each of S inner steps, the task's rollouts (K, H, ...) with advantages.
+        query: The task's rollouts under the adapted policy, (K, H, ...).
+        config: Of it, the inner step's options.
+
+    Returns:
+        A distribution of tensors (K·H, ...), differentiable in θ.
+    """
     for support in supports:
         theta = adapt(policy, theta, support, config.inner_lr, config.first_order)
     return act(policy, theta, query.observations.flatten(0, 1))
@@ -47,14 +58,15 @@ def adapted_policy(
 def surrogate(distribution: Distribution, query: Rollouts) -> Tensor:
     """One task's outer loss -E[π_θ'(a_t | o_t) / π_old(a_t | o_t) · Â_t] over its query rollouts, a scalar.
 
-    π_old is the policy that drew the actions (Schulman et al., arXiv:1502.05477, equation 14).
+    π_old is the policy that drew the actions (Schulman et al., arXiv:1502.05477, equation 14). The
+    distribution is of tensors (K·H, ...), the query of (K, H, ...).
     """
     ratio = torch.exp(distribution.log_prob(query.actions.flatten(0, 1)) - query.log_probs.flatten())
     return -masked_mean(ratio * query.advantages.flatten(), query.mask.flatten())
 
 
 def mean_kl(distribution: Distribution, query: Rollouts) -> Tensor:
-    """One task's mean KL(π_old ‖ π_θ') over the states of its query rollouts, a scalar."""
+    """One task's mean KL(π_old ‖ π_θ') over the states of its query rollouts, a scalar; shapes as above."""
     old = tree_map(lambda x: x.flatten(0, 1), query.behaviour)
     return masked_mean(old.kl(distribution), query.mask.flatten())
 
@@ -104,7 +116,7 @@ def linearise_chunks(
         def f(theta: Tensor) -> Distribution:
             # Every task's own copy of θ: batched products instead of a sum over tasks in every layer.
             thetas = theta.expand(len(some_query.mask), -1)
-            return vmap(lambda theta, supports, query: adapted_policy(theta, policy, supports, query, config))(
+            return vmap(lambda theta, supports, query: adapted_policy(policy, theta, supports, query, config))(
                 thetas, some, some_query
             )
 
@@ -174,7 +186,7 @@ def outer_objective(
     """The surrogate and the KL of θ, averaged over tasks."""
 
     def one(supports: tuple[Rollouts, ...], query: Rollouts) -> tuple[Tensor, Tensor]:
-        distribution = adapted_policy(theta, policy, supports, query, config)
+        distribution = adapted_policy(policy, theta, supports, query, config)
         return surrogate(distribution, query), mean_kl(distribution, query)
 
     losses, kls = vmap(one, chunk_size=config.chunk_tasks)(supports, query)

@@ -62,11 +62,16 @@ def _mlp(*sizes: int) -> nn.Sequential:
 
 
 def initialise(policy: nn.Module, generator: torch.Generator) -> None:
-    """Draws all weight matrices from Glorot's uniform distribution and sets all biases to 0, in place."""
-    for module in policy.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight, generator=generator)
-            nn.init.zeros_(module.bias)
+    """Draws all weight matrices from Glorot's uniform distribution and sets all biases to 0, in place.
+
+    The last layer's are 100 times smaller, so that the first policy is the same everywhere: what it does
+    at first comes from its noise (Andrychowicz et al., arXiv:2006.05990, section 3.2). With a last layer
+    of full size, some seeds of 2D navigation start on a path to nowhere and never find back.
+    """
+    layers = [module for module in policy.modules() if isinstance(module, nn.Linear)]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight, gain=0.01 if layer is layers[-1] else 1.0, generator=generator)
+        nn.init.zeros_(layer.bias)
 
 
 def make_policy(
@@ -118,7 +123,7 @@ def flatten(policy: nn.Module) -> Tensor:
 
 def load(policy: nn.Module, theta: Tensor) -> None:
     """Copies θ (P,) into the module's own parameters, in place."""
-    nn.utils.vector_to_parameters(theta, policy.parameters())
+    nn.utils.vector_to_parameters(theta.clone(), policy.parameters())
 
 
 def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from .distributions import Distribution
-from .envs import TaskVectorEnv
+from .envs import TaskVectorEnv, in_words
 from .errors import UserError
 from .policies import act_per_task, flat_size, unflatten
+from .streams import integer_seed, torch_generator
 
 
 class Rollouts(NamedTuple):
@@ -68,10 +69,10 @@ def make_env(env_id: str, num_envs: int, horizon: int | None = None) -> TaskVect
             "vector_entry_point",
             max_episode_steps=spec.max_episode_steps if horizon is None else horizon,
         )
-    except (gymnasium.error.Error, ImportError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip(".")
         raise UserError(
-            f"There is no environment {env_id!r} ({reason}); `maml-rl families` lists the task families, and "
+            f"Cannot make the task family {env_id!r} ({reason}); `maml-rl families` lists those there are, and "
             "module:id imports the module that registers yours."
         ) from error
     if not isinstance(env, TaskVectorEnv):
@@ -80,8 +81,8 @@ def make_env(env_id: str, num_envs: int, horizon: int | None = None) -> TaskVect
         raise UserError(
             f"{env_id!r} has no horizon; register it with max_episode_steps, or set the option horizon."
         )
-    flat_size(env.single_observation_space, "observation")
-    flat_size(env.single_action_space, "action")
+    for space, role in ((env.single_observation_space, "observation"), (env.single_action_space, "action")):
+        flat_size(space, role)  # refuses what the policies do not support
     return env
 
 
@@ -113,8 +114,13 @@ def collect(
         raise ValueError(
             f"{len(theta)} parameter vectors and {num_tasks} tasks do not fit {num_envs} environments."
         )
-    env_seed, action_seed = (int(seed) for seed in seeds.generate_state(2))
-    generator = torch.Generator().manual_seed(action_seed)
+    if not torch.isfinite(theta).all():
+        diverged = tasks[int((~torch.isfinite(theta)).any(1).nonzero()[0])]
+        raise UserError(
+            f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr or max_kl."
+        )
+    env_seeds, action_seeds = seeds.spawn(2)
+    generator = torch_generator(action_seeds)
     parameters = unflatten(policy, theta)
     shape = (num_tasks, num_rollouts)
 
@@ -123,10 +129,15 @@ def collect(
     mask = np.zeros((horizon, num_envs), bool)
     terminated = np.zeros((horizon, num_envs), bool)
     alive = np.ones(num_envs, bool)
-    observation, _ = env.reset(seed=env_seed, options={"task": np.repeat(tasks, num_rollouts, axis=0)})
+    tasks_in_slots = np.repeat(tasks, num_rollouts, axis=0)
+    observation, _ = env.reset(seed=integer_seed(env_seeds), options={"task": tasks_in_slots})
     with torch.no_grad():
         for t in range(horizon):
-            o_t = _encode(env.single_observation_space, observation).unflatten(0, shape)
+            o_t = _encode(env.single_observation_space, observation)
+            if not alive.all():
+                # Whatever an environment shows after its end, a NaN even, must reach no product.
+                o_t = torch.where(torch.from_numpy(alive)[:, None], o_t, 0.0)
+            o_t = o_t.unflatten(0, shape)
             pi_t = act_per_task(policy, parameters, o_t)
             a_t = pi_t.sample(generator)
             observation, reward, ended, cut, _ = env.step(
@@ -136,7 +147,7 @@ def collect(
             behaviours.append(pi_t)
             taken.append(a_t)
             mask[t] = alive
-            np.multiply(reward, alive, out=rewards[t])
+            rewards[t] = np.where(alive, reward, 0.0)
             np.logical_and(ended, alive, out=terminated[t])
             alive &= ~(ended | cut)
             if not alive.any():
@@ -193,13 +204,20 @@ def _to_env(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
 
 
 def _require_finite(env: TaskVectorEnv, tasks: np.ndarray, rollouts: Rollouts) -> None:
-    for name, values in (("observation", rollouts.observations.sum(-1)), ("reward", rollouts.rewards)):
-        bad = ~torch.isfinite(values) & rollouts.mask
-        if bad.any():
-            # The earliest step is where it began.
-            step, task, _ = min((t, m, k) for m, k, t in bad.nonzero().tolist())
-            family = env.spec.id if env.spec else type(env).__name__
-            raise UserError(
-                f"{family}: the {name} at step {step} of task {tasks[task]} is not finite; mend the environment, "
-                "or keep tasks and actions in the range where it is stable."
-            )
+    finite = {
+        "observation": torch.isfinite(rollouts.observations).all(-1),
+        "reward": torch.isfinite(rollouts.rewards),
+    }
+    bad = [
+        (step, name, task)
+        for name, fine in finite.items()
+        if not fine.all()
+        for task, _, step in (~fine & rollouts.mask).nonzero().tolist()
+    ]
+    if bad:
+        step, name, task = min(bad)  # the earliest is where it began
+        family = env.spec.id if env.spec else type(env).__name__
+        raise UserError(
+            f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite; mend the environment, "
+            "or keep tasks and actions in the range where it is stable."
+        )

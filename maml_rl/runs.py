@@ -1,5 +1,6 @@
-"""The run folder: configuration, checkpoint, evaluation and TensorBoard events; and random streams."""
+"""The run folder: configuration, checkpoint and TensorBoard events."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -10,7 +11,6 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -19,6 +19,7 @@ from .config import Config
 from .errors import UserError
 from .policies import make_policy
 from .rollouts import make_env
+from .streams import stream, torch_generator
 
 _FORMAT = "maml_rl checkpoint 1"
 # Options that a resumed run may change: they say how long, where, and how often, not what is computed.
@@ -37,19 +38,6 @@ class State(NamedTuple):
     theta: Tensor
     iteration: int
     env_steps: int
-
-
-def stream(seed: int, purpose: str, *index: int) -> np.random.SeedSequence:
-    """An independent random stream for each purpose and index.
-
-    Nothing is carried from one iteration to the next, so a resumed run needs no generator's state.
-    """
-    return np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *index))
-
-
-def torch_generator(seeds: np.random.SeedSequence) -> torch.Generator:
-    """A generator at the beginning of a stream."""
-    return torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
 
 
 def new_policy(config: Config) -> nn.Module:
@@ -72,13 +60,15 @@ def open_run(config: Config, first_theta: Tensor) -> State:
         first_theta: θ of a run that starts afresh, (P,).
 
     Raises:
-        UserError: If the folder cannot be written, holds a run and `resume` is not set, or holds a run
-            with other options.
+        UserError: If the folder cannot be written, holds a run and `resume` is not set, holds a run
+            with other options, or holds something else.
     """
     folder = config.run_dir
     if not (folder / "config.json").exists() and not (folder / "checkpoint.pt").exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
         except OSError as error:
             raise UserError(
                 f"Cannot make the run folder {folder} ({error.strerror}); choose another --run-dir."
@@ -95,10 +85,16 @@ def open_run(config: Config, first_theta: Tensor) -> State:
                 f"The run in {folder} has {field.name}={old}, but {new} was asked for; resume it with its own "
                 "options, or choose another --run-dir."
             )
+    state = State(first_theta, 0, 0)
+    if (folder / "checkpoint.pt").exists():
+        state = load_checkpoint(folder, first_theta)
+    if state.iteration > config.iterations:
+        raise UserError(
+            f"The run in {folder} has done {state.iteration} iterations, but iterations is {config.iterations}; "
+            "ask for more, or choose another --run-dir."
+        )
     save_config(config)
-    if not (folder / "checkpoint.pt").exists():
-        return State(first_theta, 0, 0)
-    return load_checkpoint(folder, first_theta)
+    return state
 
 
 def save_config(config: Config) -> None:
@@ -144,16 +140,25 @@ def load_checkpoint(folder: Path, like: Tensor) -> State:
     """
     path = folder / "checkpoint.pt"
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load does not look at the checksums.
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         content = torch.load(path, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no checkpoint.pt yet; train it first.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, OSError, zlib.error) as error:
         raise UserError(
             f"{path} is damaged or no checkpoint; restore it from a copy, or start a new run."
         ) from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    kinds = {"theta": Tensor, "iteration": int, "env_steps": int}
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != _FORMAT
+        or not all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    ):
         raise UserError(f"{path} is no checkpoint of this version of maml_rl; start a new run.")
-    state = State(**{name: content[name] for name in State._fields})
+    state = State(**{name: content[name] for name in kinds})
     if state.theta.shape != like.shape or not torch.isfinite(state.theta).all():
         raise UserError(
             f"{path} holds {tuple(state.theta.shape)} parameters, but this run's policy has {tuple(like.shape)} "
@@ -197,3 +202,12 @@ def tensorboard(config: Config, state: State) -> SummaryWriter:
         table = "\n".join(f"| {name} | {value} |" for name, value in options.items())
         writer.add_text("config", f"| option | value |\n|---|---|\n{table}", 0)
     return writer
+
+
+def close(writer: SummaryWriter) -> None:
+    """Closes the event writer.
+
+    A full disk shows again here, after whatever stopped the run; that first error is the one to report.
+    """
+    with contextlib.suppress(OSError):
+        writer.close()

@@ -9,12 +9,14 @@ from tqdm import tqdm
 
 from .adaptation import rollouts_through_adaptation
 from .config import Config
+from .errors import UserError
 from .evaluation import evaluate, held_out_rollouts
 from .outer import OuterInfo, trpo_step
 from .plots import pixels, rollouts_figure, write_figure, write_results
 from .policies import flatten, load
-from .rollouts import Rollouts, make_env
-from .runs import State, new_policy, open_run, save_checkpoint, stream, tensorboard
+from .rollouts import make_env
+from .runs import State, close, new_policy, open_run, save_checkpoint, tensorboard
+from .streams import stream
 
 
 def train(config: Config) -> nn.Module:
@@ -31,7 +33,7 @@ def train(config: Config) -> nn.Module:
 
     Raises:
         UserError: If something from outside is wrong; see its message.
-        KeyboardInterrupt: On Ctrl-C, after a checkpoint was written.
+        KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last whole iteration was written.
     """
     env = make_env(config.env_id, config.num_tasks * config.num_rollouts, config.horizon)
     policy = new_policy(config)
@@ -57,50 +59,57 @@ def train(config: Config) -> nn.Module:
             theta, info = trpo_step(policy, state.theta, tuple(supports), query, config)
             updated = time.perf_counter()
 
-            steps = sum(int(batch.mask.sum()) for batch in (*supports, query))
-            state = State(theta, iteration + 1, state.env_steps + steps)
-            seconds = (collected - started, updated - collected)
-            log_iteration(writer, state.env_steps, (*supports, query), steps, info, seconds)
-            returns = [batch.returns().mean().item() for batch in (*supports, query)]
+            batches = (*supports, query)
+            env_steps = state.env_steps + sum(int(batch.mask.sum()) for batch in batches)
+            after = State(theta, iteration + 1, env_steps)
+            returns = [batch.returns().mean().item() for batch in batches]
+            log_iteration(writer, state, after, returns, info, collected - started, updated - collected)
             progress.set_postfix_str(f"return {returns[0]:.2f} → {returns[-1]:.2f}")
             progress.update()
-            last = state.iteration == config.iterations
-            if last or (config.eval_every and state.iteration % config.eval_every == 0):
-                log_evaluation(writer, policy, state, config)
-            if last or state.iteration % config.checkpoint_every == 0:
-                # Events first: a checkpoint must never be ahead of the curves.
-                writer.flush()
-                save_checkpoint(config.run_dir, state)
-    except KeyboardInterrupt:
-        save_checkpoint(config.run_dir, state)
+            last = after.iteration == config.iterations
+            if last or (config.eval_every and after.iteration % config.eval_every == 0):
+                log_evaluation(writer, policy, after, config)
+            if last or after.iteration % config.checkpoint_every == 0:
+                checkpoint(writer, config, after)
+            # Only now is the iteration done: interrupted before, it is done again as a whole.
+            state = after
+    except (KeyboardInterrupt, UserError):
+        checkpoint(writer, config, state)
         raise
     finally:
         progress.close()
-        writer.close()
         env.close()
+        close(writer)
     load(policy, state.theta)
     write_results(config.run_dir, evaluate(policy, config))
     return policy
 
 
+def checkpoint(writer: SummaryWriter, config: Config, state: State) -> None:
+    """Saves the state, events first: a checkpoint must never be ahead of the curves."""
+    writer.flush()
+    save_checkpoint(config.run_dir, state)
+
+
 def log_iteration(
     writer: SummaryWriter,
-    env_steps: int,
-    batches: tuple[Rollouts, ...],
-    steps: int,
+    before: State,
+    after: State,
+    returns: list[float],
     info: OuterInfo,
-    seconds: tuple[float, float],
+    collect_seconds: float,
+    update_seconds: float,
 ) -> None:
-    """Writes an iteration's scalars."""
-    returns = [batch.returns().mean().item() for batch in batches]
-    for k, value in enumerate(returns):
-        writer.add_scalar(f"train/return_step_{k}", value, env_steps)
-    writer.add_scalar("train/adaptation_gain", returns[-1] - returns[0], env_steps)
-    for name, value in info._asdict().items():
-        writer.add_scalar(f"outer/{name}", value, env_steps)
-    writer.add_scalar("time/env_steps_per_second", steps / sum(seconds), env_steps)
-    writer.add_scalar("time/collect_seconds", seconds[0], env_steps)
-    writer.add_scalar("time/update_seconds", seconds[1], env_steps)
+    """Writes an iteration's scalars; `returns` are those after 0 ... S inner steps."""
+    scalars = {f"train/return_step_{k}": value for k, value in enumerate(returns)}
+    scalars["train/adaptation_gain"] = returns[-1] - returns[0]
+    scalars |= {f"outer/{name}": value for name, value in info._asdict().items()}
+    seconds = collect_seconds + update_seconds
+    scalars["time/env_steps_per_second"] = (after.env_steps - before.env_steps) / seconds
+    scalars["time/collect_seconds"] = collect_seconds
+    scalars["time/update_seconds"] = update_seconds
+    for tag, value in scalars.items():
+        writer.add_scalar(tag, value, after.env_steps)
 
 
 def log_evaluation(writer: SummaryWriter, policy: nn.Module, state: State, config: Config) -> None:

@@ -68,3 +68,46 @@ gymnasium.register(
     vector_entry_point="misbehaving:TwoArmsVectorEnv",
     max_episode_steps=5,
 )
+
+
+class NanAfterEndVectorEnv(Navigation2DVectorEnv):
+    """Ends where it leaves a small square, and shows NaN from then on until it is reset."""
+
+    def terminated(self, state, task):
+        return np.abs(state).max(axis=1) > 0.15
+
+    def observation(self, state, task):
+        return np.where(self.terminated(state, task)[:, None], np.nan, state).astype(np.float32)
+
+
+class NanAfterEndEnv(Navigation2DEnv):
+    vector_class = NanAfterEndVectorEnv
+
+
+class ShortLivedVectorEnv(Navigation2DVectorEnv):
+    """Random in all it can be, and ends at random: every path through the base class is taken."""
+
+    initial_noise = 2
+    step_noise = 3
+
+    def initial_state(self, task, noise):
+        return noise - 0.5
+
+    def transition(self, state, action, task, noise):
+        return np.where(noise[:, :1] < 0.2, 9.0, super().transition(state, action, task, noise) + noise[:, 1:])
+
+    def terminated(self, state, task):
+        return state[:, 0] == 9.0
+
+
+class ShortLivedEnv(Navigation2DEnv):
+    vector_class = ShortLivedVectorEnv
+
+
+for name in ("NanAfterEnd", "ShortLived"):
+    gymnasium.register(
+        f"tests/{name}-v0",
+        entry_point=f"misbehaving:{name}Env",
+        vector_entry_point=f"misbehaving:{name}VectorEnv",
+        max_episode_steps=20,
+    )

@@ -25,7 +25,7 @@ def task(rollouts, i):
 def test_step_follows_the_gradient_of_the_loss(kind):
     policy, theta = make_policy(kind)
     support = task(random_rollouts(kind), 0)
-    gradient = finite_differences(lambda x: inner_loss(x, policy, support), theta)
+    gradient = finite_differences(lambda x: inner_loss(policy, x, support), theta)
     torch.testing.assert_close(adapt(policy, theta, support, 0.3), theta - 0.3 * gradient, rtol=1e-6, atol=1e-8)
 
 
@@ -37,7 +37,7 @@ def test_loss_is_the_mean_over_valid_steps_of_log_probabilities_summed_over_acti
         distribution = policy.double()(support.observations[k, t][None])
         log_prob = distribution.log_prob(support.actions[k, t][None])[0]
         total, count = total - log_prob * support.advantages[k, t], count + 1
-    torch.testing.assert_close(inner_loss(theta, policy, support), total / count)
+    torch.testing.assert_close(inner_loss(policy, theta, support), total / count)
 
 
 def test_jacobian_has_the_second_derivative(kind):

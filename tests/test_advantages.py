@@ -71,12 +71,17 @@ def test_normalised_per_task_over_valid_steps(gae_lambda):
 
 
 def test_rounding_is_not_blown_up_to_a_signal():
-    """Where every step pays the same, what the baseline leaves over is noise and stays small."""
-    rollouts = random_rollouts("normal")
-    solved = with_advantages(rollouts._replace(rewards=rollouts.mask.double()), 1.0, 1.0)
-    same_length = rollouts._replace(mask=torch.ones_like(rollouts.mask), rewards=torch.ones_like(rollouts.rewards))
-    assert with_advantages(same_length, 0.99, 1.0).advantages.abs().max() < 0.2
-    assert solved.advantages.abs().max() > 1.0  # lengths differ here: that is a signal
+    """Where every step of every rollout pays the same, what the ridge leaves over is no signal."""
+    rollouts = random_rollouts("normal", num_rollouts=50)
+    rollouts = rollouts._replace(
+        observations=torch.ones_like(rollouts.observations),
+        rewards=torch.ones_like(rollouts.rewards),
+        mask=torch.ones_like(rollouts.mask),
+    )
+    assert with_advantages(rollouts, 0.99, 1.0).advantages.abs().max() < 0.2
+    one_more = rollouts.rewards.clone()
+    one_more[:, 0, 0] = 2.0
+    assert with_advantages(rollouts._replace(rewards=one_more), 0.99, 1.0).advantages.abs().max() > 1.0
 
 
 def test_equal_numbers_normalise_to_zero():

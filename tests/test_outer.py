@@ -18,7 +18,7 @@ def problem(kind, num_steps, **options):
     config = Config(inner_lr=0.1, chunk_tasks=2, **options)
     supports = tuple(random_rollouts(kind, seed=s) for s in range(1, num_steps + 1))
     query = random_rollouts(kind, seed=99)
-    adapted = vmap(lambda s, q: outer.adapted_policy(theta, policy, s, q, config))(supports, query)
+    adapted = vmap(lambda s, q: outer.adapted_policy(policy, theta, s, q, config))(supports, query)
     behaviour = type(adapted)(*(x.unflatten(1, query.mask.shape[1:]) for x in adapted))
     query = query._replace(behaviour=behaviour, log_probs=behaviour.log_prob(query.actions))
     return policy, theta, supports, query, config
@@ -30,7 +30,7 @@ def mean_over_tasks(f, policy, supports, query, config):
     def objective(theta):
         values = [
             f(
-                outer.adapted_policy(theta, policy, tuple(task(s, i) for s in supports), task(query, i), config),
+                outer.adapted_policy(policy, theta, tuple(task(s, i) for s in supports), task(query, i), config),
                 task(query, i),
             )
             for i in range(len(query.mask))

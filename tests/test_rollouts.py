@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from maml_rl.envs import families
+from maml_rl.envs import families, in_words
 from torch import nn
+from torch.func import vmap
 
 from maml_rl import UserError
+from maml_rl.adaptation import adapt, rollouts_through_adaptation
+from maml_rl.advantages import with_advantages
 from maml_rl.config import Config
 from maml_rl.distributions import Normal
+from maml_rl.outer import adapted_policy, outer_objective
 from maml_rl.policies import act, flatten, make_policy
 from maml_rl.rollouts import _to_env, collect, make_env
 
@@ -108,16 +112,52 @@ def test_not_finite_is_reported_with_family_task_and_step(monkeypatch, what, ste
     with pytest.raises(UserError, match=rf"Misbehaving-v0: the {what} at step {step} of task \[") as error:
         collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
     if what == "reward":
-        assert str(tasks[1]) in str(error.value)  # environment 5 is the second of task 1
+        assert in_words(tasks[1]) in str(error.value)  # environment 5 is the second of task 1
+
+
+def test_what_comes_after_an_end_reaches_nothing():
+    """A family that shows NaN once it has ended: rollouts, advantages and adaptation stay finite."""
+    env, policy, thetas, tasks = setup("misbehaving:tests/NanAfterEnd-v0", horizon=10)
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    assert not rollouts.mask.all()
+    rollouts = with_advantages(rollouts, 0.9, 0.9)
+    assert torch.isfinite(rollouts.advantages).all()
+    adapted = vmap(lambda theta, support: adapt(policy, theta, support, 0.1))(thetas, rollouts)
+    assert torch.isfinite(adapted).all()
+
+
+def test_diverged_parameters_are_refused():
+    env, policy, thetas, tasks = setup("maml_rl/TabularMDP-v0")
+    thetas = thetas.clone()
+    thetas[1, 0] = torch.nan
+    with pytest.raises(UserError, match="parameters on task .* are not finite"):
+        collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_what_is_differentiated_is_what_sampled(num_steps):
+    """The adapted policy of the outer step, recomputed from the supports, is the one that drew the query."""
+    env, policy, thetas, tasks = setup("maml_rl/Navigation2D-v0")
+    config = Config(inner_lr=0.3, num_steps=num_steps)
+    *supports, query = rollouts_through_adaptation(
+        env, policy, thetas[0], tasks, [0.3] * num_steps, config, np.random.SeedSequence(0)
+    )
+    behaviour = vmap(lambda s, q: adapted_policy(policy, thetas[0], s, q, config))(tuple(supports), query)
+    for recomputed, sampled in zip(behaviour, query.behaviour, strict=True):
+        torch.testing.assert_close(recomputed, sampled.flatten(1, 2))
+    loss, kl = outer_objective(policy, thetas[0], tuple(supports), query, config)
+    assert loss == pytest.approx(0.0, abs=1e-5)  # minus the mean of normalised advantages
+    assert kl == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("env_id", "sentence"),
     [
-        ("Nowhere-v0", "There is no environment 'Nowhere-v0'"),
+        ("Nowhere-v0", "Cannot make the task family 'Nowhere-v0'"),
         ("no_such_module:Nowhere-v0", "No module named 'no_such_module'"),
         ("CartPole-v1", "is no task family"),
-        ("Acrobot-v1", "There is no environment"),
+        ("Acrobot-v1", "doesn't have a vector entry point"),
+        (".relative:Foo-v0", "Cannot make the task family"),
     ],
 )
 def test_unknown_ids_are_refused(env_id, sentence):

@@ -1,7 +1,10 @@
 """Whole runs through the real command line: reproducible, resumable, refused where they must be."""
 
+import dataclasses
 import json
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import maml_rl
 from maml_rl import Config, UserError
+from maml_rl.adaptation import rollouts_through_adaptation
 from maml_rl.evaluation import evaluate, held_out_rollouts
 from maml_rl.policies import flatten
-from maml_rl.runs import load_checkpoint, load_config, new_policy, stream
+from maml_rl.rollouts import make_env
+from maml_rl.runs import load_checkpoint, load_config, new_policy
+from maml_rl.streams import stream
 
 MISBEHAVING = ("--env-id", "misbehaving:tests/Misbehaving-v0")
 
@@ -58,7 +64,7 @@ def test_run_folder_holds_everything(finished):
     results = json.loads((config.run_dir / "evaluation.json").read_text())
     assert results == evaluate(config.run_dir)
     assert {name: results[name] for name in ("env_id", "num_steps", "num_tasks", "num_rollouts", "seed")} == {
-        "env_id": config.env_id, "num_steps": 2, "num_tasks": 3, "num_rollouts": 2, "seed": 0,
+        "env_id": config.env_id, "num_steps": 2, "num_tasks": 3, "num_rollouts": 2, "seed": 1,
     }  # fmt: skip
     for method in ("maml", "random"):
         curve = results["methods"][method]
@@ -103,9 +109,17 @@ def test_same_seed_same_parameters(command, tmp_path):
     assert not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, how):
-    """Stopped in iteration 5, after the checkpoint of iteration 4: resumed, it ends as if never stopped."""
+# An iteration resets twice, an evaluation (after iterations 2 and 4) three times.
+@pytest.mark.parametrize(
+    ("how", "reset", "done"),
+    [
+        ("SIGKILL", 16, 4),  # in iteration 5, two after the checkpoint of iteration 4 was due
+        ("SIGINT", 11, 3),  # in iteration 4, with no checkpoint due since iteration 2
+        ("SIGINT", 13, 3),  # in the evaluation that belongs to iteration 4
+    ],
+)
+def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, how, reset, done):
+    """Parameters, curves and evaluation of a run that was stopped and resumed: as if never stopped."""
     arguments = (
         "train",
         *MISBEHAVING,
@@ -119,7 +133,7 @@ def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, h
         "--resume",
     )
     # An iteration resets twice, an evaluation (after iterations 2 and 4) three times: 16 is iteration 5's query.
-    stopped = command(*arguments, MISBEHAVE=how, MISBEHAVE_AT="16")
+    stopped = command(*arguments, MISBEHAVE=how, MISBEHAVE_AT=str(reset))
     if how == "SIGKILL":
         assert stopped.returncode == -9
     else:
@@ -127,7 +141,14 @@ def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, h
         assert "--resume" in stopped.stderr
         assert "Traceback" not in stopped.stderr
     config, _ = finished
-    assert load_checkpoint(tmp_path / "run", theta_of(config.run_dir)).iteration == 4
+    assert load_checkpoint(tmp_path / "run", theta_of(config.run_dir)).iteration == done
+    if how == "SIGINT":  # the printed command, as it stands
+        program, *arguments = shlex.split(
+            stopped.stderr.strip().splitlines()[-1].removeprefix("stopped; go on with: ")
+        )
+        assert program == sys.executable
+        assert arguments.pop(0) == "-m"
+        assert arguments.pop(0) == "maml_rl"
     resumed = command(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert torch.equal(theta_of(tmp_path / "run"), theta_of(config.run_dir))
@@ -194,13 +215,41 @@ def test_full_disk_keeps_the_previous_checkpoint(command, tmp_path):
     assert command(*arguments, "--iterations", 4, "--resume").returncode == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", "truncated", "foreign", "other policy"])
+def test_full_disk_under_the_event_file(command, tmp_path):
+    limited = tmp_path / "limited.py"
+    limited.write_text(
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "from maml_rl.cli import main\n"
+        "main()\n"
+    )
+    result = command(
+        "train", *TINY, "--iterations", 40, "--checkpoint-every", 40, "--run-dir", "run", script=limited
+    )
+    assert result.returncode == 2
+    assert "File too large; mend it" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint at all", "truncated", "one bit", "foreign", "missing key", "other policy"]
+)
 def test_bad_checkpoints_are_refused(finished, tmp_path, content):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0].run_dir, run_dir)
     path = run_dir / "checkpoint.pt"
     if content == "truncated":
         path.write_bytes(path.read_bytes()[:-200])
+    elif content == "one bit":
+        damaged = bytearray(path.read_bytes())
+        start = damaged.find(theta_of(run_dir).numpy().tobytes()[:16])
+        assert start > 0
+        damaged[start + 1] ^= 4
+        path.write_bytes(damaged)
+    elif content == "missing key":
+        checkpoint = torch.load(path, weights_only=True)
+        del checkpoint["env_steps"]
+        torch.save(checkpoint, path)
     elif content == "foreign":
         torch.save({"model": torch.zeros(3)}, path)
     elif content == "other policy":
@@ -220,22 +269,44 @@ def test_a_checkpoint_with_code_is_not_run(finished, tmp_path):
         evaluate(run_dir)
 
 
-def test_evaluation_leaves_the_policy_untouched_and_tasks_apart(finished):
-    """Returns of the first tasks stay the same whatever other tasks are evaluated after them."""
+def test_evaluation_leaves_the_policy_untouched(finished):
     config, policy = finished
     before = flatten(policy)
     first = evaluate(policy, config)
     assert torch.equal(flatten(policy), before)
     assert first == evaluate(policy, config)
-    _, tasks, batches = held_out_rollouts(policy, before, config)
-    assert len(batches) == 3
-    # Nothing is carried over: the untrained policy's curve is the same before and after maml's.
-    alone = evaluate(new_policy(config), config)
-    assert alone["methods"]["maml"] == first["methods"]["random"]
-    held_out = {tuple(task) for task in tasks}
+    # Nothing is carried over from one method to the next.
+    assert evaluate(new_policy(config), config)["methods"]["maml"] == first["methods"]["random"]
+
+
+def test_nothing_is_carried_from_one_task_to_the_next(finished):
+    """The first task's curve does not depend on what the other tasks are."""
+    config, policy = finished
+    env = make_env(config.env_id, 3 * 4, 5)
+    tasks = np.array([[0.1, 0.2], [0.3, -0.4], [-0.5, 0.5]])
+    curves = [
+        [
+            batch.rewards[0]
+            for batch in rollouts_through_adaptation(
+                env, policy, flatten(policy), some, [0.5, 0.25], config, stream(0, "test")
+            )
+        ]
+        for some in (tasks, np.array([tasks[0], [0.0, 0.0], [0.2, 0.2]]))
+    ]
+    for one, other in zip(*curves, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_held_out_tasks_are_no_training_tasks(finished):
+    """Not even with the same seed for both."""
+    config, policy = finished
+    config = dataclasses.replace(config, eval_seed=config.seed)
+    _, held_out, _ = held_out_rollouts(policy, flatten(policy), config)
+    env = make_env(config.env_id, 1)
     for iteration in range(config.iterations):
         rng = np.random.default_rng(stream(config.seed, "tasks", iteration))
-        assert held_out.isdisjoint(map(tuple, rng.uniform(-0.5, 0.5, (config.num_tasks, 2))))
+        for task in env.sample_tasks(config.num_tasks, rng):
+            assert not (held_out == task).all(axis=1).any()
 
 
 def test_evaluate_command_and_options(command, finished, tmp_path):
@@ -256,7 +327,7 @@ def test_families_command(command):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("train", "--env-id", "Nowhere-v0"), "There is no environment 'Nowhere-v0'"),
+        (("train", "--env-id", "Nowhere-v0"), "Cannot make the task family 'Nowhere-v0'"),
         (("train", "--num-tasks", "0"), "num_tasks is 0, but must be at least 1"),
         (("train", "--no-such-option", "1"), "no-such-option"),
         (("train", "--num-rollouts", "many"), "many"),

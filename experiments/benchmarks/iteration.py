@@ -22,7 +22,8 @@ from maml_rl.adaptation import adapt, rollouts_through_adaptation
 from maml_rl.advantages import with_advantages
 from maml_rl.policies import flatten
 from maml_rl.rollouts import collect, make_env
-from maml_rl.runs import new_policy, stream
+from maml_rl.runs import new_policy
+from maml_rl.streams import stream
 
 
 def median_seconds(f: Callable[[], Any], repetitions: int, warm_up: int = 2) -> float:
@@ -63,7 +64,7 @@ def main(repetitions: int = 15, num_tasks: int = 20, num_rollouts: int = 20, chu
         leaf = theta.clone().requires_grad_()
 
         def kl(support: Any, query: Any) -> torch.Tensor:
-            return outer.mean_kl(outer.adapted_policy(leaf, policy, (support,), query, config), query)
+            return outer.mean_kl(outer.adapted_policy(policy, leaf, (support,), query, config), query)
 
         (slope,) = torch.autograd.grad(vmap(kl)(support, query).mean(), leaf, create_graph=True)
         return lambda: torch.autograd.grad(slope, leaf, gradient, retain_graph=True)
