@@ -218,6 +218,6 @@ def _require_finite(env: TaskVectorEnv, tasks: np.ndarray, rollouts: Rollouts) -
         step, name, task = min(bad)  # the earliest is where it began
         family = env.spec.id if env.spec else type(env).__name__
         raise UserError(
-            f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite; mend the environment, "
-            "or keep tasks and actions in the range where it is stable."
+            f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite; mend the "
+            "environment, or keep tasks and actions in the range where it is stable."
         )
