@@ -5,10 +5,6 @@ from torch import Tensor
 
 from .rollouts import Rollouts
 
-# Advantages that spread by less than this part of the returns are rounding and the ridge's bias, not
-# signal: where all is solved, blowing them up to 1 would make a random step of them.
-NOISE_FLOOR = 1e-3
-
 
 def discounted_sums(x: Tensor, discount: float) -> Tensor:
     """y_t = x_t + discount · y_{t+1} over the last axis, y_{H+1} = 0: (..., H) -> (..., H).
@@ -62,8 +58,6 @@ def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float
 def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> Rollouts:
     """Fills in generalised advantages, normalised to mean 0 and standard deviation 1 over a task's steps.
 
-    Only a task whose advantages spread by less than `NOISE_FLOOR` of its returns gets smaller ones.
-
     δ_t = r_t + γ V_{t+1} - V_t and Â_t = δ_t + γ λ Â_{t+1} (Schulman et al., arXiv:1506.02438, equations
     11 and 16). The horizon is part of the task: V is 0 after the last step, however the episode ended.
 
@@ -81,23 +75,12 @@ def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> R
     values = fit_values(rollouts.observations, returns, mask)
     next_values = torch.nn.functional.pad(values[..., 1:], (0, 1))
     advantages = discounted_sums(rewards + discount * next_values - values, discount * gae_lambda)
-    floor = NOISE_FLOOR * _rms(returns, mask)
-    return rollouts._replace(advantages=normalise(advantages, mask, floor).to(rollouts.rewards.dtype))
+    return rollouts._replace(advantages=normalise(advantages, mask).to(rollouts.rewards.dtype))
 
 
-def normalise(x: Tensor, mask: Tensor, floor: Tensor) -> Tensor:
-    """Shifts each task's valid entries to mean 0 and divides them by their standard deviation.
-
-    Args:
-        x: (M, K, H).
-        mask: (M, K, H) bool; other entries become 0.
-        floor: The least to divide by, (M, 1, 1).
-    """
-    mean = (x * mask).sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True)
-    centred = (x - mean) * mask
-    return centred / torch.maximum(_rms(centred, mask), floor).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def _rms(x: Tensor, mask: Tensor) -> Tensor:
-    """Each task's root mean square over valid entries, (M, 1, 1)."""
-    return ((x * mask).square().sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True)).sqrt()
+def normalise(x: Tensor, mask: Tensor) -> Tensor:
+    """Shifts and scales each task's valid entries to mean 0 and standard deviation 1; (M, K, H), 0 elsewhere."""
+    count = mask.sum((1, 2), keepdim=True)
+    centred = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
+    std = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
+    return centred / (std + 1e-8)  # entries that are all equal stay 0
