@@ -73,7 +73,7 @@ class Config:
 
     checkpoint_every: int = 5
     """Iterations between checkpoints."""
-    chunk_tasks: int = 5
+    chunk_tasks: int = 4
     """Tasks that the outer step differentiates at once; a few, so that their activations stay in cache."""
 
     def __post_init__(self) -> None:

@@ -4,7 +4,10 @@ A policy's parameters θ are one flat tensor of P numbers; the module sees them 
 only. Any `torch.nn.Module` that returns a distribution of `maml_rl.distributions` is a policy.
 """
 
+import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -141,20 +144,24 @@ def act(policy: nn.Module, theta: Tensor, observations: Tensor) -> Distribution:
     return functional_call(policy, unflatten(policy, theta), (observations,))
 
 
-def act_per_task(policy: nn.Module, parameters: dict[str, Tensor], observations: Tensor) -> Distribution:
-    """Each task's own policy at its own observations.
+def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distribution]:
+    """Each task's own policy, for many calls.
 
     Args:
         policy: The policy module.
-        parameters: `unflatten` of each task's parameters (M, P).
-        observations: (M, N, O).
+        theta: Each task's own parameters, (M, P).
 
     Returns:
-        Distributions of tensors (M, N, ...).
+        A function from each task's own observations (M, N, O) to distributions of tensors (M, N, ...).
     """
-    if isinstance(policy, GaussianMLP | CategoricalMLP):
-        # Layers that take a task axis themselves need half of vmap's time, which counts at every step.
-        return functional_call(policy, parameters, (observations,))
-    return vmap(lambda parameters, observations: functional_call(policy, parameters, (observations,)))(
-        parameters, observations
-    )
+    parameters = unflatten(policy, theta)
+    if not isinstance(policy, GaussianMLP | CategoricalMLP):
+        batched = vmap(lambda parameters, observations: functional_call(policy, parameters, (observations,)))
+        return partial(batched, parameters)
+    # Layers that take a task axis themselves need half of vmap's time, which counts at every step.
+    bound = copy.deepcopy(policy)
+    for name, parameter in parameters.items():
+        module, _, attribute = name.rpartition(".")
+        delattr(bound.get_submodule(module), attribute)
+        setattr(bound.get_submodule(module), attribute, parameter)
+    return bound

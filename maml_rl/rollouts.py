@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gymnasium
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from .distributions import Distribution
 from .envs import TaskVectorEnv, in_words
 from .errors import UserError
-from .policies import act_per_task, flat_size, unflatten
+from .policies import flat_size, per_task
 from .streams import integer_seed, torch_generator
 
 
@@ -121,7 +122,8 @@ def collect(
         )
     env_seeds, action_seeds = seeds.spawn(2)
     generator = torch_generator(action_seeds)
-    parameters = unflatten(policy, theta)
+    policies = per_task(policy, theta)
+    to_env = action_map(env.single_action_space)
     shape = (num_tasks, num_rollouts)
 
     seen, behaviours, taken = [], [], []
@@ -138,11 +140,9 @@ def collect(
                 # Whatever an environment shows after its end, a NaN even, must reach no product.
                 o_t = torch.where(torch.from_numpy(alive)[:, None], o_t, 0.0)
             o_t = o_t.unflatten(0, shape)
-            pi_t = act_per_task(policy, parameters, o_t)
+            pi_t = policies(o_t)
             a_t = pi_t.sample(generator)
-            observation, reward, ended, cut, _ = env.step(
-                _to_env(env.single_action_space, a_t.flatten(0, 1).numpy())
-            )
+            observation, reward, ended, cut, _ = env.step(to_env(a_t.flatten(0, 1).numpy()))
             seen.append(o_t)
             behaviours.append(pi_t)
             taken.append(a_t)
@@ -188,19 +188,19 @@ def _encode(space: spaces.Space, observation: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(observation, np.float32))
 
 
-def _to_env(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
-    """The policy's actions as the environment takes them.
+def action_map(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
+    """The map from the policy's actions, (N, A) or (N,), to those that the environment takes.
 
     The policy's [-1, 1] is the whole range of a bounded Box, whatever its unit; actions beyond it are
     clipped here, and only here, so that log-probabilities are those of what was drawn.
     """
     if isinstance(space, spaces.Discrete):
-        return actions + space.start
+        return lambda actions: actions + space.start
     assert isinstance(space, spaces.Box)
     if not space.is_bounded():
-        return actions
+        return lambda actions: actions
     middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
-    return middle + half * np.clip(actions, -1.0, 1.0)
+    return lambda actions: middle + half * np.minimum(np.maximum(actions, -1.0), 1.0)
 
 
 def _require_finite(env: TaskVectorEnv, tasks: np.ndarray, rollouts: Rollouts) -> None:

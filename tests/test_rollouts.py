@@ -16,7 +16,7 @@ from maml_rl.config import Config
 from maml_rl.distributions import Normal
 from maml_rl.outer import adapted_policy, outer_objective
 from maml_rl.policies import act, flatten, make_policy
-from maml_rl.rollouts import _to_env, collect, make_env
+from maml_rl.rollouts import action_map, collect, make_env
 
 
 def setup(env_id, num_tasks=3, num_rollouts=4, horizon=6):
@@ -97,10 +97,10 @@ def test_a_module_of_one_s_own_goes_through_vmap():
 
 def test_actions_are_scaled_to_the_box_and_clipped():
     box = spaces.Box(np.array([-0.1, 2.0]), np.array([0.1, 6.0]), dtype=np.float64)
-    np.testing.assert_allclose(_to_env(box, np.array([[0.5, 0.5], [9.0, -9.0]])), [[0.05, 5.0], [0.1, 2.0]])
-    np.testing.assert_array_equal(_to_env(spaces.Discrete(3, start=5), np.array([0, 2])), [5, 7])
+    np.testing.assert_allclose(action_map(box)(np.array([[0.5, 0.5], [9.0, -9.0]])), [[0.05, 5.0], [0.1, 2.0]])
+    np.testing.assert_array_equal(action_map(spaces.Discrete(3, start=5))(np.array([0, 2])), [5, 7])
     unbounded = spaces.Box(-np.inf, np.inf, (1,))
-    np.testing.assert_array_equal(_to_env(unbounded, np.array([[7.0]])), [[7.0]])
+    np.testing.assert_array_equal(action_map(unbounded)(np.array([[7.0]])), [[7.0]])
 
 
 @pytest.mark.parametrize(("what", "step"), [("reward", 3), ("observation", 2)])
