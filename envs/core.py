@@ -13,9 +13,12 @@ from PIL import Image, ImageDraw
 _NOISE_BLOCK = 64
 
 
-def in_words(task: np.ndarray) -> str:
-    """A task as part of a message: long ones by their first and last numbers."""
-    return np.array2string(np.asarray(task), precision=4, threshold=12)
+def in_words(thing: np.ndarray | spaces.Space) -> str:
+    """A task or a space as part of a message: long arrays by their first and last numbers."""
+    if isinstance(thing, spaces.Box):
+        low, high = (in_words(bound) for bound in (thing.low, thing.high))
+        return str(thing) if thing.low.size < 12 else f"Box({low}, {high}, {thing.shape}, {thing.dtype})"
+    return np.array2string(thing, precision=4, threshold=12) if isinstance(thing, np.ndarray) else str(thing)
 
 
 class TaskVectorEnv(VectorEnv):
@@ -150,18 +153,18 @@ class TaskVectorEnv(VectorEnv):
             checked = given.astype(space.dtype, casting="same_kind")
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{name}: options['task'] is no array of numbers; it must be in the task space {space}."
+                f"{name}: options['task'] is no array of numbers; it must be in the task space {in_words(space)}."
             ) from error
         expected = (self.num_envs, *(space.shape or ()))
         if checked.shape != expected:
             raise ValueError(
                 f"{name}: options['task'] has shape {checked.shape}, but a task for each of {self.num_envs} "
-                f"environments has shape {expected}; the task space is {space}."
+                f"environments has shape {expected}; the task space is {in_words(space)}."
             )
         if not batch_space(space, self.num_envs).contains(checked):
-            outside = next(task for task in checked if not space.contains(task))
+            outside = np.asarray(next(task for task in checked if not space.contains(task)))
             raise ValueError(
-                f"{name}: task {in_words(outside)} is not in the task space {space}; choose one that is."
+                f"{name}: task {in_words(outside)} is not in the task space {in_words(space)}; choose one that is."
             )
         if problem := self.task_problem(checked):
             raise ValueError(f"{name}: {problem}")

@@ -31,7 +31,9 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     for name in ("adaptation.png", "rollouts.png"):
         if (config.run_dir / name).exists():
             print(f"picture      {config.run_dir / name}")
-    print(f"TensorBoard  tensorboard --logdir {shlex.quote(str(config.run_dir))}")
+    print(
+        f"TensorBoard  {shlex.join([sys.executable, '-m', 'tensorboard.main', '--logdir', str(config.run_dir)])}"
+    )
 
 
 def evaluate(
@@ -64,13 +66,15 @@ def families() -> None:
     import gymnasium
 
     from .envs import families as registered
+    from .envs import in_words
 
     for env_id in registered():
-        env = gymnasium.make(env_id)
-        print(
-            f"{env_id}\n  task         {env.unwrapped.task_space}\n  observation  {env.observation_space}\n"  # type: ignore[attr-defined]
-            f"  action       {env.action_space}\n  horizon      {env.spec.max_episode_steps if env.spec else None}"
-        )
+        env: Any = gymnasium.make(env_id)
+        print(env_id)
+        print(f"  task         {in_words(env.unwrapped.task_space)}")
+        print(f"  observation  {in_words(env.observation_space)}")
+        print(f"  action       {in_words(env.action_space)}")
+        print(f"  horizon      {env.spec.max_episode_steps}")
         env.close()
 
 
@@ -120,6 +124,10 @@ def _run(command: Callable[[], object]) -> NoReturn:
         _fail(str(error))
     except MemoryError:
         _fail("Out of memory; lower num_tasks, num_rollouts or horizon.")
+    except BrokenPipeError:
+        # Whoever read the output has enough of it; Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         # Events and pictures are written by libraries: a full or vanished disk shows here.
         _fail(f"{error.filename or 'A file of the run'}: {error.strerror}; mend it, then run again.")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import gymnasium
@@ -9,6 +10,7 @@ import pytest
 from conftest import ROOT, TINY
 from maml_rl.envs import check_family
 
+from maml_rl.cli import table
 from maml_rl.config import Config
 
 README = (ROOT / "README.md").read_text()
@@ -60,3 +62,12 @@ def test_metrics_named_in_the_readme_are_the_ones_logged():
     sources = " ".join((ROOT / f"maml_rl/{name}.py").read_text() for name in ("training", "outer"))
     for tag in re.findall(r"`(?:train|eval|outer|time)/([a-z_]+?)(?:_k)?`", table):
         assert tag in sources, tag
+
+
+def test_tables_are_those_of_the_committed_results():
+    results = json.loads((ROOT / "experiments/results/navigation_2d/seed1.json").read_text())
+    for line in table(results).splitlines():
+        assert line.rstrip() in README
+    script = [sys.executable, str(ROOT / "experiments/navigation_2d_table.py")]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert printed in (ROOT / "experiments/README.md").read_text()
