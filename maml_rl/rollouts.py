@@ -139,7 +139,7 @@ def collect(
             if not alive.all():
                 # Whatever an environment shows after its end, a NaN even, must reach no product.
                 o_t = torch.where(torch.from_numpy(alive)[:, None], o_t, 0.0)
-            o_t = o_t.unflatten(0, shape)
+            o_t = o_t.view(*shape, -1)
             pi_t = policies(o_t)
             a_t = pi_t.sample(generator)
             observation, reward, ended, cut, _ = env.step(to_env(a_t.flatten(0, 1).numpy()))
