@@ -107,9 +107,9 @@ def test_conjugate_gradient_solves():
     torch.testing.assert_close(image, matrix @ x)
 
 
-@pytest.mark.parametrize("max_kl", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("max_kl", [0.01, 0.2])
 def test_step_improves_within_the_trust_region(kind, max_kl):
-    """In a large region the quadratic model fails, and only the line search keeps the step inside."""
+    """In the larger region the first candidate of the normal policy improves, but lies outside."""
     policy, theta, supports, query, config = problem(kind, 1, max_kl=max_kl, line_search_steps=50)
     query = with_advantages(query, 0.9, 1.0)
     new, info = outer.trpo_step(policy, theta, supports, query, config)
