@@ -74,7 +74,7 @@ class Config:
     checkpoint_every: int = 5
     """Iterations between checkpoints."""
     chunk_tasks: int = 10
-    """Tasks that the outer step differentiates at once; measured best at about 10 for 64×64 and 2,000 steps a task."""
+    """Tasks that the outer step differentiates at once; 10 was fastest for 64×64 units and 2,000 steps a task."""
 
     def __post_init__(self) -> None:
         at_least = {
