@@ -1,6 +1,7 @@
 """The inner loop. It exists here and nowhere else: training and evaluation both call it."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,9 +89,6 @@ def rollouts_through_adaptation(
         rollouts = with_advantages(rollouts, config.discount, config.gae_lambda)
         batches.append(rollouts)
         if k < len(step_sizes):
-            step_size = step_sizes[k]
-            thetas = vmap(
-                lambda theta, support, step_size=step_size: adapt(policy, theta, support, step_size),
-                chunk_size=config.chunk_tasks,
-            )(thetas, rollouts)
+            step = partial(adapt, policy, step_size=step_sizes[k])
+            thetas = vmap(step, chunk_size=config.chunk_tasks)(thetas, rollouts)
     return batches

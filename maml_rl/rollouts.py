@@ -154,13 +154,8 @@ def collect(
                 break
 
         def by_task(steps: list[Tensor]) -> Tensor:
-            stacked = torch.stack(steps, dim=2)
-            missing = horizon - stacked.shape[2]
-            return (
-                torch.cat([stacked, stacked[:, :, -1:].expand(-1, -1, missing, *stacked.shape[3:])], 2)
-                if missing
-                else stacked
-            )
+            # Where all episodes ended early, the last step is repeated up to H, masked.
+            return torch.stack(steps + steps[-1:] * (horizon - len(steps)), dim=2)
 
         def from_numpy(steps: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(steps.T)).unflatten(0, shape)
