@@ -40,3 +40,7 @@ def families() -> list[str]:
 _register("Navigation2D", "navigation", "Navigation2D", horizon=100)
 _register("BernoulliBandit", "bandit", "BernoulliBandit", horizon=10, num_arms=5)
 _register("TabularMDP", "tabular", "TabularMDP", horizon=10, num_states=10, num_actions=5)
+for _name in ("HalfCheetahVel", "HalfCheetahDir", "AntVel", "AntDir", "AntGoal"):
+    _register(_name, "locomotion", _name, horizon=100)
+for _name in ("HumanoidDir", "HopperRandParams", "Walker2DRandParams"):
+    _register(_name, "locomotion", _name, horizon=200)

@@ -21,27 +21,12 @@ def in_words(thing: np.ndarray | spaces.Space) -> str:
     return np.array2string(thing, precision=4, threshold=12) if isinstance(thing, np.ndarray) else str(thing)
 
 
-class TaskVectorEnv(VectorEnv):
-    """N environments of one task family, stepped together as arrays.
-
-    A task is T = {L, q(x_1), q(x_{t+1} | x_t, a_t), H}. A subclass writes that definition down as pure
-    functions over a batch of n environments, where every source of chance is an argument:
-
-    * `initial_state(task, noise)` -> (n, ...): x_1;
-    * `transition(state, action, task, noise)` -> (n, ...): x_{t+1}, as a new array;
-    * `reward(state, action, next_state, task, noise)` -> (n,): r_t = -L(x_t, a_t);
-    * `terminated(state, task)` -> (n,) bool: whether x_{t+1} ends the episode; by default never;
-    * `observation(state, task)` -> (n, O): a new array;
-    * `frame(state, task)` -> (height, width, 3) uint8: a picture of one environment; by default text.
-
-    `noise` is uniform on [0, 1), shape (n, `initial_noise`) for the first state and (n, `step_noise`) for
-    a step; `scipy.special.ndtri` makes it normal. Each environment and each episode has its own stream,
-    so environment i seeded with s + i does exactly what a single one seeded with s + i does.
+class VectorFamily(VectorEnv):
+    """N environments of one task family, whatever steps them: all that the learner knows of them.
 
     The task is put in force by `reset(options={"task": tasks})` with tasks of shape (N, D), and stays in
     force through every later reset and auto-reset until another is given. Before the first one, all
-    environments have the same, arbitrary but fixed task. An episode that ended is reset by the next step
-    (Gymnasium's `NEXT_STEP` mode), which ignores that environment's action.
+    environments have the same, arbitrary but fixed task.
 
     Args:
         num_envs: N, the number of environments.
@@ -53,25 +38,16 @@ class TaskVectorEnv(VectorEnv):
         tasks: The tasks in force, (N, D).
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 (typed by Gymnasium)
-        "render_modes": ["rgb_array"],
-        "render_fps": 10,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
     task_space: spaces.Space
-    initial_noise = 0
-    step_noise = 0
 
     def __init__(self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None):
         if num_envs < 1:
-            raise ValueError(f"{type(self).__name__}: num_envs is {num_envs}, but must be at least 1.")
+            raise ValueError(f"{self.name}: num_envs is {num_envs}, but must be at least 1.")
         if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(
-                f"{type(self).__name__}: max_episode_steps is {max_episode_steps}, but must be at least 1."
-            )
+            raise ValueError(f"{self.name}: max_episode_steps is {max_episode_steps}, but must be at least 1.")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
-                f"{type(self).__name__}: render_mode is {render_mode!r}, but must be None or one of "
+                f"{self.name}: render_mode is {render_mode!r}, but must be None or one of "
                 f"{self.metadata['render_modes']}."
             )
         self.num_envs = num_envs
@@ -82,11 +58,11 @@ class TaskVectorEnv(VectorEnv):
         self.tasks = self._checked_tasks(
             np.repeat(self.sample_tasks(1, np.random.default_rng(0)), num_envs, axis=0)
         )
-        self._seeds: np.ndarray | None = None
-        self._streams: dict[int, np.random.Generator] = {}
-        self._noise = np.empty((num_envs, _NOISE_BLOCK, self.step_noise))
 
-    # What a family defines.
+    @property
+    def name(self) -> str:
+        """What messages call the family."""
+        return type(self).__name__
 
     def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
         """Draws tasks from p(T); by default uniformly from a bounded `task_space`.
@@ -101,10 +77,113 @@ class TaskVectorEnv(VectorEnv):
         space = self.task_space
         if not (isinstance(space, spaces.Box) and space.is_bounded()):
             raise NotImplementedError(
-                f"{type(self).__name__}: sample_tasks draws uniformly from a bounded Box, but task_space is "
-                f"{space}; define sample_tasks(num_tasks, rng) in the family."
+                f"{self.name}: sample_tasks draws uniformly from a bounded Box, but task_space is {space}; "
+                "define sample_tasks(num_tasks, rng) in the family."
             )
         return rng.uniform(space.low, space.high, size=(num_tasks, *space.shape))
+
+    def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws held-out tasks (M, D); from p(T) too, unless the family keeps some tasks for tests alone."""
+        return self.sample_tasks(num_tasks, rng)
+
+    def task_problem(self, tasks: np.ndarray) -> str | None:
+        """What is wrong with tasks (n, D) beyond not being in `task_space`, as a sentence; None if nothing."""
+        return None
+
+    def snapshot(self, index: int) -> np.ndarray:
+        """A picture of one environment as it stands, (height, width, 3) uint8."""
+        raise NotImplementedError
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """A picture of every environment as it stands, or None without a render mode."""
+        return None if self.render_mode is None else tuple(self.snapshot(i) for i in range(self.num_envs))
+
+    def _checked_tasks(self, tasks: Any) -> np.ndarray:
+        space = self.task_space
+        try:
+            given = np.asarray(tasks)
+            checked = given.astype(space.dtype, casting="same_kind")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.name}: options['task'] is no array of numbers; it must be in the task space "
+                f"{in_words(space)}."
+            ) from error
+        expected = (self.num_envs, *(space.shape or ()))
+        if checked.shape != expected:
+            raise ValueError(
+                f"{self.name}: options['task'] has shape {checked.shape}, but a task for each of "
+                f"{self.num_envs} environments has shape {expected}; the task space is {in_words(space)}."
+            )
+        if not batch_space(space, self.num_envs).contains(checked):
+            outside = np.asarray(next(task for task in checked if not space.contains(task)))
+            raise ValueError(
+                f"{self.name}: task {in_words(outside)} is not in the task space {in_words(space)}; choose one "
+                "that is."
+            )
+        if problem := self.task_problem(checked):
+            raise ValueError(f"{self.name}: {problem}")
+        return checked
+
+    def _checked_seeds(self, seed: int | list[int] | None) -> np.ndarray:
+        """A seed for each environment, (N,): those given, or counted up from the one given, or unpredictable."""
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seeds = np.asarray(seed) if np.ndim(seed) else np.asarray(seed) + np.arange(self.num_envs)
+        if seeds.shape != (self.num_envs,):
+            raise ValueError(
+                f"{self.name}: got {seeds.size} seeds for {self.num_envs} environments; give one number, or one "
+                "for each."
+            )
+        return seeds
+
+    def _checked_actions(self, actions: np.ndarray) -> np.ndarray:
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(
+                f"{self.name}: actions have shape {actions.shape}, but must have {self.action_space.shape}."
+            )
+        return actions
+
+
+class TaskVectorEnv(VectorFamily):
+    """N environments of a family written as batched functions, stepped together as arrays.
+
+    A task is T = {L, q(x_1), q(x_{t+1} | x_t, a_t), H}. A subclass writes that definition down as pure
+    functions over a batch of n environments, where every source of chance is an argument:
+
+    * `initial_state(task, noise)` -> (n, ...): x_1;
+    * `transition(state, action, task, noise)` -> (n, ...): x_{t+1}, as a new array;
+    * `reward(state, action, next_state, task, noise)` -> (n,): r_t = -L(x_t, a_t);
+    * `terminated(state, task)` -> (n,) bool: whether x_{t+1} ends the episode; by default never;
+    * `broken(state, task)` -> (n,) bool: whether the simulation broke down in x_{t+1}; by default never;
+    * `observation(state, task)` -> (n, O): a new array;
+    * `frame(state, task)` -> (height, width, 3) uint8: a picture of one environment; by default text.
+
+    `noise` is uniform on [0, 1), shape (n, `initial_noise`) for the first state and (n, `step_noise`) for
+    a step; `scipy.special.ndtri` makes it normal. Each environment and each episode has its own stream,
+    so environment i seeded with s + i does exactly what a single one seeded with s + i does.
+
+    An episode that ended is reset by the next step (Gymnasium's `NEXT_STEP` mode), which ignores that
+    environment's action. One whose simulation broke down is truncated: it stays at x_t, its reward is 0, and
+    `step` reports it as true in `info["failed"]`, (N,) bool. Arguments, attributes and task as in
+    `VectorFamily`.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (typed by Gymnasium)
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+    initial_noise = 0
+    step_noise = 0
+
+    def __init__(self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None):
+        super().__init__(num_envs, max_episode_steps, render_mode)
+        self._seeds: np.ndarray | None = None
+        self._streams: dict[int, np.random.Generator] = {}
+        self._noise = np.empty((num_envs, _NOISE_BLOCK, self.step_noise))
+
+    # What a family defines.
 
     def initial_state(self, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The first states x_1 of n environments; see the class."""
@@ -129,6 +208,10 @@ class TaskVectorEnv(VectorEnv):
         """Which of n environments have reached a terminal state, (n,) bool."""
         return np.zeros(len(state), dtype=bool)
 
+    def broken(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
+        """In which of n environments the simulation broke down, (n,) bool."""
+        return np.zeros(len(state), dtype=bool)
+
     def observation(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
         """The observations of n environments, (n, O); see the class."""
         raise NotImplementedError
@@ -140,35 +223,7 @@ class TaskVectorEnv(VectorEnv):
         ImageDraw.Draw(image).multiline_text((8, 8), text, fill="black")
         return np.array(image)
 
-    def task_problem(self, tasks: np.ndarray) -> str | None:
-        """What is wrong with tasks (n, D) beyond not being in `task_space`, as a sentence; None if nothing."""
-        return None
-
     # What the base class makes of it.
-
-    def _checked_tasks(self, tasks: Any) -> np.ndarray:
-        name, space = type(self).__name__, self.task_space
-        try:
-            given = np.asarray(tasks)
-            checked = given.astype(space.dtype, casting="same_kind")
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name}: options['task'] is no array of numbers; it must be in the task space {in_words(space)}."
-            ) from error
-        expected = (self.num_envs, *(space.shape or ()))
-        if checked.shape != expected:
-            raise ValueError(
-                f"{name}: options['task'] has shape {checked.shape}, but a task for each of {self.num_envs} "
-                f"environments has shape {expected}; the task space is {in_words(space)}."
-            )
-        if not batch_space(space, self.num_envs).contains(checked):
-            outside = np.asarray(next(task for task in checked if not space.contains(task)))
-            raise ValueError(
-                f"{name}: task {in_words(outside)} is not in the task space {in_words(space)}; choose one that is."
-            )
-        if problem := self.task_problem(checked):
-            raise ValueError(f"{name}: {problem}")
-        return checked
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
@@ -188,25 +243,14 @@ class TaskVectorEnv(VectorEnv):
         """
         tasks = self._checked_tasks(options["task"]) if options and "task" in options else self.tasks
         if seed is not None or self._seeds is None:
-            self._seed(seed)
+            self._seeds = self._checked_seeds(seed)
+            self._episodes = np.zeros(self.num_envs, dtype=np.int64)
         self.tasks = tasks
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._any_ended = False
         self._state = self._first_states(np.arange(self.num_envs))
         return self.observation(self._state, self.tasks), {}
-
-    def _seed(self, seed: int | list[int] | None) -> None:
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
-        seeds = np.asarray(seed) if np.ndim(seed) else np.asarray(seed) + np.arange(self.num_envs)
-        if seeds.shape != (self.num_envs,):
-            raise ValueError(
-                f"{type(self).__name__}: got {seeds.size} seeds for {self.num_envs} environments; give one "
-                "number, or one for each."
-            )
-        self._seeds = seeds
-        self._episodes = np.zeros(self.num_envs, dtype=np.int64)
 
     def _first_states(self, indices: np.ndarray) -> np.ndarray:
         """Opens the noise streams of a new episode in the given environments; returns x_1, (n, ...)."""
@@ -235,26 +279,28 @@ class TaskVectorEnv(VectorEnv):
             actions: (N, A), or (N,) for discrete actions.
 
         Returns:
-            Observations (N, O), rewards (N,), terminated (N,) and truncated (N,) bool, and an empty
-            dictionary. An environment whose episode ended at the step before is reset instead: its
-            observation is the first of a new episode, its reward 0.
+            Observations (N, O), rewards (N,), terminated (N,) and truncated (N,) bool, and a dictionary,
+            empty unless a simulation broke down. An environment whose episode ended at the step before is
+            reset instead: its observation is the first of a new episode, its reward 0.
 
         Raises:
             ValueError: If the actions are of the wrong shape.
         """
         if self._seeds is None:
-            raise gymnasium.error.ResetNeeded(f"{type(self).__name__}: call reset before the first step.")
-        actions = np.asarray(actions)
-        if actions.shape != self.action_space.shape:
-            raise ValueError(
-                f"{type(self).__name__}: actions have shape {actions.shape}, but must have "
-                f"{self.action_space.shape}."
-            )
+            raise gymnasium.error.ResetNeeded(f"{self.name}: call reset before the first step.")
+        actions = self._checked_actions(actions)
         noise = self._step_noise()
         state, tasks = self._state, self.tasks
         self._state = self.transition(state, actions, tasks, noise)
+        failed = self.broken(self._state, tasks)
+        any_failed = bool(failed.any())
+        if any_failed:
+            self._state[failed] = state[failed]
         rewards = self.reward(state, actions, self._state, tasks, noise)
         terminated = self.terminated(self._state, tasks)
+        if any_failed:
+            rewards[failed] = 0.0
+            terminated[failed] = False
         self._steps += 1
         if self._any_ended:
             restarted = np.flatnonzero(self._ended)
@@ -262,20 +308,20 @@ class TaskVectorEnv(VectorEnv):
             self._steps[restarted] = 0
             rewards[restarted] = 0.0
             terminated[restarted] = False
+            failed[restarted] = False
         truncated = (
-            np.zeros(self.num_envs, dtype=bool)
+            failed.copy()
             if self.max_episode_steps is None
-            else self._steps >= self.max_episode_steps
+            else failed | (self._steps >= self.max_episode_steps)
         )
         self._ended = terminated | truncated
         self._any_ended = bool(self._ended.any())
-        return self.observation(self._state, tasks), rewards, terminated, truncated, {}
+        info = {"failed": failed} if any_failed else {}
+        return self.observation(self._state, tasks), rewards, terminated, truncated, info
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """A picture of every environment as it stands, or None without a render mode."""
-        if self.render_mode is None:
-            return None
-        return tuple(self.frame(state, task) for state, task in zip(self._state, self.tasks, strict=True))
+    def snapshot(self, index: int) -> np.ndarray:
+        """A picture of one environment as it stands, (height, width, 3) uint8."""
+        return self.frame(self._state[index], self.tasks[index])
 
 
 class TaskEnv(gymnasium.Env):
@@ -291,6 +337,7 @@ class TaskEnv(gymnasium.Env):
     def __init__(self, render_mode: str | None = None, **kwargs: Any):
         self._env = self.vector_class(num_envs=1, render_mode=render_mode, **kwargs)
         self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self._env.metadata["render_fps"]}
         self.task_space = self._env.task_space
         self.observation_space = self._env.single_observation_space
         self.action_space = self._env.single_action_space
@@ -317,9 +364,14 @@ class TaskEnv(gymnasium.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Steps once; see `TaskVectorEnv.step`."""
         observations, rewards, terminated, truncated, info = self._env.step(np.asarray(action)[None])
+        info = {name: values[0] for name, values in info.items()}
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> np.ndarray | None:
         """A picture of the environment as it stands, or None without a render mode."""
         frames = self._env.render()
         return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Closes the vector environment behind it."""
+        self._env.close()
