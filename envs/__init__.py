@@ -7,40 +7,67 @@ A family is registered as every Gymnasium environment is, so `gymnasium.make` an
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from .adapter import AdaptedVectorEnv, BrokenEnvironmentError
 from .checks import check_family
-from .core import TaskEnv, TaskVectorEnv, in_words
+from .core import TaskEnv, TaskVectorEnv, VectorFamily, in_words, num_cores
+from .making import make_vec
 
-__all__ = ["TaskEnv", "TaskVectorEnv", "check_family", "families", "in_words"]
+__all__ = [
+    "AdaptedVectorEnv",
+    "BrokenEnvironmentError",
+    "TaskEnv",
+    "TaskVectorEnv",
+    "VectorFamily",
+    "check_family",
+    "families",
+    "in_words",
+    "make_vec",
+    "num_cores",
+]
 
 
-def _register(name: str, module: str, env: str, horizon: int, **kwargs: Any) -> None:
+def _register(name: str, module: str, horizon: int, native: bool = True, **kwargs: Any) -> None:
     gymnasium.register(
         id=f"maml_rl/{name}-v0",
-        entry_point=f"maml_rl.envs.{module}:{env}Env",
-        vector_entry_point=f"maml_rl.envs.{module}:{env}VectorEnv",
+        entry_point=f"maml_rl.envs.{module}:{name}Env",
+        vector_entry_point=f"maml_rl.envs.{module}:{name}VectorEnv" if native else None,
         max_episode_steps=horizon,
         kwargs=kwargs,
     )
 
 
 def families() -> list[str]:
-    """The ids of all registered task families, anyone's, in alphabetical order."""
-    return sorted(
-        spec.id
-        for spec in gymnasium.registry.values()
-        if isinstance(spec.vector_entry_point, str)
-        and not spec.vector_entry_point.startswith("gymnasium.")
-        and isinstance(creator := load_env_creator(spec.vector_entry_point), type)
-        and issubclass(creator, TaskVectorEnv)
+    """The ids of all registered task families, anyone's, in alphabetical order.
+
+    A family is a `TaskVectorEnv`, or an environment whose class has a `task_space`. Environments whose package
+    is not installed are left out, and so are Gymnasium's own.
+    """
+    return sorted(spec.id for spec in gymnasium.registry.values() if _is_family(spec))
+
+
+def _is_family(spec: EnvSpec) -> bool:
+    entry_point = spec.vector_entry_point or spec.entry_point
+    if not isinstance(entry_point, str) or entry_point.startswith("gymnasium."):
+        return False
+    try:
+        creator = load_env_creator(entry_point)
+    except ImportError:
+        return False
+    if not isinstance(creator, type):
+        return False
+    return issubclass(creator, TaskVectorEnv) or (
+        spec.vector_entry_point is None and issubclass(creator, gymnasium.Env) and hasattr(creator, "task_space")
     )
 
 
-_register("Navigation2D", "navigation", "Navigation2D", horizon=100)
-_register("BernoulliBandit", "bandit", "BernoulliBandit", horizon=10, num_arms=5)
-_register("TabularMDP", "tabular", "TabularMDP", horizon=10, num_states=10, num_actions=5)
+_register("Navigation2D", "navigation", horizon=100)
+_register("BernoulliBandit", "bandit", horizon=10, num_arms=5)
+_register("TabularMDP", "tabular", horizon=10, num_states=10, num_actions=5)
 for _name in ("HalfCheetahVel", "HalfCheetahDir", "AntVel", "AntDir", "AntGoal"):
-    _register(_name, "locomotion", _name, horizon=100)
+    _register(_name, "locomotion", horizon=100)
 for _name in ("HumanoidDir", "HopperRandParams", "Walker2DRandParams"):
-    _register(_name, "locomotion", _name, horizon=200)
+    _register(_name, "locomotion", horizon=200)
+for _name in ("CartPoleParams", "PendulumParams"):
+    _register(_name, "classic", horizon=200, native=False)

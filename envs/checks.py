@@ -8,11 +8,13 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from .core import TaskVectorEnv
+from .adapter import reset_with_task
+from .core import TaskEnv, VectorFamily
+from .making import make_vec
 
 
 def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
-    """Checks that a registered family keeps the contract of `TaskVectorEnv` and of Gymnasium.
+    """Checks that a registered family, native or adapted, keeps the contract of `VectorFamily` and of Gymnasium.
 
     Args:
         env_id: The registered id.
@@ -23,11 +25,11 @@ def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
         AssertionError: Naming what is broken.
     """
     single = gymnasium.make(env_id)
-    check_env(single.unwrapped)
+    # An adapted environment may need a package of its own in order to render.
+    check_env(single.unwrapped, skip_render_check=not isinstance(single.unwrapped, TaskEnv))
     single.close()
     # With the horizon shortened, auto-resets happen within the steps compared.
-    env = gymnasium.make_vec(env_id, num_envs, "vector_entry_point", max_episode_steps=max(2, num_steps // 3))
-    assert isinstance(env, TaskVectorEnv), f"{env_id}: the vector entry point is no TaskVectorEnv."
+    env = make_vec(env_id, num_envs, max(2, num_steps // 3))
     try:
         _check_tasks(env_id, env)
         _check_steps(env_id, env, num_steps)
@@ -36,12 +38,14 @@ def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
         env.close()
 
 
-def _check_tasks(env_id: str, env: TaskVectorEnv) -> None:
+def _check_tasks(env_id: str, env: VectorFamily) -> None:
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(1))
     again = env.sample_tasks(env.num_envs, np.random.default_rng(1))
     assert np.array_equal(tasks, again), f"{env_id}: sample_tasks uses more chance than its generator."
     many = env.sample_tasks(100, np.random.default_rng(1))
     assert len(np.unique(many, axis=0)) > 1, f"{env_id}: sample_tasks draws one task only."
+    held_out = env.sample_test_tasks(env.num_envs, np.random.default_rng(1))
+    env.reset(options={"task": held_out})
     env.reset(options={"task": tasks})
     assert np.array_equal(env.tasks, tasks), f"{env_id}: the task given is not the task in force."
     outside = tasks.copy()
@@ -59,9 +63,11 @@ def _check_tasks(env_id: str, env: TaskVectorEnv) -> None:
             raise AssertionError(f"{env_id}: tasks that are {what} are not refused.")
 
 
-def _check_steps(env_id: str, env: TaskVectorEnv, num_steps: int) -> None:
+def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
     """Types, shapes, spaces, fresh arrays, determinism, auto-reset, and the task staying in force."""
-    assert env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP, f"{env_id}: auto-reset is not NEXT_STEP."
+    assert env.metadata.get("autoreset_mode") in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED), (
+        f"{env_id}: auto-reset is neither NEXT_STEP nor DISABLED."
+    )
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(2))
     runs = []
     for _ in range(2):
@@ -91,29 +97,33 @@ def _check_steps(env_id: str, env: TaskVectorEnv, num_steps: int) -> None:
         assert np.array_equal(first, second), f"{env_id}: the same seed and actions give another episode."
 
 
-def _check_equals_single(env_id: str, env: TaskVectorEnv, num_steps: int) -> None:
+def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None:
     """N environments at once do what N single ones do, each with its own seed and task."""
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(3))
     singles = [gymnasium.make(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
     observations, _ = env.reset(seed=11, options={"task": tasks})
     for i, single in enumerate(singles):
-        first, _ = single.reset(seed=11 + i, options={"task": tasks[i]})
+        first, _ = reset_with_task(single, tasks[i], seed=11 + i)
         assert np.array_equal(first, observations[i]), f"{env_id}: environment {i} starts unlike a single one."
     ended = np.zeros(env.num_envs, dtype=bool)
+    rests = env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     env.action_space.seed(1)
     for step in range(num_steps):
         actions: Any = env.action_space.sample()
         batch: tuple[Any, ...] = env.step(actions)
         for i, single in enumerate(singles):
-            alone: tuple[Any, ...] = (
-                (single.reset()[0], 0.0, False, False) if ended[i] else single.step(actions[i])
-            )
+            alone: tuple[Any, ...]
+            if not ended[i]:
+                alone = single.step(actions[i])
+            else:
+                alone = (observations[i] if rests else single.reset()[0], 0.0, False, False)
             for name, one, many in zip(
                 ("observation", "reward", "terminated", "truncated"), alone, batch, strict=False
             ):
                 assert np.array_equal(one, many[i]), (
                     f"{env_id}, step {step}: {name} of environment {i} is unlike a single one's."
                 )
-        ended = batch[2] | batch[3]
+        observations = batch[0]
+        ended = batch[2] | batch[3] | (rests & ended)
     for single in singles:
         single.close()

@@ -1,5 +1,6 @@
 """The base of every native task family: batched pure functions in, a Gymnasium environment out."""
 
+import os
 from typing import Any, ClassVar
 
 import gymnasium
@@ -13,11 +14,19 @@ from PIL import Image, ImageDraw
 _NOISE_BLOCK = 64
 
 
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_words(thing: np.ndarray | spaces.Space) -> str:
     """A task or a space as part of a message: long arrays by their first and last numbers."""
     if isinstance(thing, spaces.Box):
-        low, high = (in_words(bound) for bound in (thing.low, thing.high))
-        return str(thing) if thing.low.size < 12 else f"Box({low}, {high}, {thing.shape}, {thing.dtype})"
+        alike = (
+            thing.low.size and (thing.low == thing.low.flat[0]).all() and (thing.high == thing.high.flat[0]).all()
+        )
+        bounds = (thing.low.flat[0], thing.high.flat[0]) if alike else (in_words(thing.low), in_words(thing.high))
+        return f"Box({bounds[0]}, {bounds[1]}, {thing.shape}, {thing.dtype})"
     return np.array2string(thing, precision=4, threshold=12) if isinstance(thing, np.ndarray) else str(thing)
 
 
@@ -310,9 +319,7 @@ class TaskVectorEnv(VectorFamily):
             terminated[restarted] = False
             failed[restarted] = False
         truncated = (
-            failed.copy()
-            if self.max_episode_steps is None
-            else failed | (self._steps >= self.max_episode_steps)
+            failed.copy() if self.max_episode_steps is None else failed | (self._steps >= self.max_episode_steps)
         )
         self._ended = terminated | truncated
         self._any_ended = bool(self._ended.any())

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from mujoco.rollout import Rollout
 from scipy.special import ndtri
 
-from .core import TaskVectorEnv
+from .core import TaskVectorEnv, num_cores
 
 _ASSETS = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
 _PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -29,11 +29,6 @@ _HUGE = 1e6
 # environments. Broken simulations are counted and reported by `step`; the texts are for whoever debugs one.
 if mujoco.get_mju_user_warning() is None:
     mujoco.set_mju_user_warning(logging.getLogger("mujoco").debug)
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class MujocoVectorEnv(TaskVectorEnv):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from maml_rl.envs.navigation import STEP
 
+from maml_rl import Config
 from maml_rl.rollouts import make_env
 from maml_rl.streams import stream
 
@@ -30,7 +31,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for path in sorted(RESULTS.glob("seed*.json")):
         results = json.loads(path.read_text())
-        env = make_env(results["env_id"], 1)
+        env = make_env(Config(env_id=results["env_id"]), 1)
         goals = env.sample_tasks(
             results["num_tasks"], np.random.default_rng(stream(results["seed"], "held-out tasks"))
         )

@@ -10,7 +10,8 @@ from torch.func import grad, vmap
 
 from .advantages import with_advantages
 from .config import Config
-from .envs import TaskVectorEnv
+from .envs import VectorFamily
+from .errors import UserError
 from .policies import act
 from .rollouts import Rollouts, collect
 
@@ -59,7 +60,7 @@ def adapt(
 
 
 def rollouts_through_adaptation(
-    env: TaskVectorEnv,
+    env: VectorFamily,
     policy: nn.Module,
     theta: Tensor,
     tasks: np.ndarray,
@@ -75,20 +76,33 @@ def rollouts_through_adaptation(
         theta: θ, the same for all tasks at first, (P,).
         tasks: (M, D).
         step_sizes: α of each of S steps.
-        config: Of it, discount, λ and the chunk size.
+        config: Of it, discount, λ, the chunk size and the share of simulations that may break down.
         seeds: The source of the streams of every phase.
 
     Returns:
         S + 1 batches of rollouts with advantages, (M, K, H, ...): the k-th one collected after k steps.
+
+    Raises:
+        UserError: If too many simulations broke down, and as `collect` does.
     """
     phases = seeds.spawn(len(step_sizes) + 1)
     thetas = theta.detach().expand(len(tasks), -1)
     batches = []
     for k, phase in enumerate(phases):
         rollouts = collect(env, policy, thetas, tasks, phase)
+        _require_sound(rollouts, config.max_failed_share)
         rollouts = with_advantages(rollouts, config.discount, config.gae_lambda)
         batches.append(rollouts)
         if k < len(step_sizes):
             step = partial(adapt, policy, step_size=step_sizes[k])
             thetas = vmap(step, chunk_size=config.chunk_tasks)(thetas, rollouts)
     return batches
+
+
+def _require_sound(rollouts: Rollouts, max_share: float) -> None:
+    failed = rollouts.outcomes.get("failed")
+    if failed is not None and failed.float().mean() > max_share:
+        raise UserError(
+            f"The simulation broke down in {int(failed.sum())} of {failed.numel()} rollouts, more than the share "
+            f"of {max_share:g} that max_failed_share allows; make tasks or actions milder, or allow more."
+        )

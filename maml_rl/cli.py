@@ -81,13 +81,16 @@ def families() -> None:
 def table(results: dict[str, Any]) -> str:
     """Mean returns with 95% intervals, a row for each method, a column for each number of steps."""
     head = "".join(f"{k:>15} step{'s' if k != 1 else ' '}" for k in range(results["num_steps"] + 1))
-    rows = [f"{'return after':<12}{head}"]
-    for method, curve in results["methods"].items():
-        cells = (
-            f"{mean:>12.2f} ± {high - mean:<6.2f}"
-            for mean, (_, high) in zip(curve["mean"], curve["ci95"], strict=True)
-        )
-        rows.append(f"{method:<12}" + "".join(cells))
+    rows = []
+    for title, prefix in (("return after", ""), ("success", "success_")):
+        curves = {name: curve for name, curve in results["methods"].items() if prefix + "mean" in curve}
+        rows += [f"{title:<12}{head}"] * bool(curves)
+        for method, curve in curves.items():
+            cells = (
+                f"{mean:>12.2f} ± {high - mean:<6.2f}"
+                for mean, (_, high) in zip(curve[prefix + "mean"], curve[prefix + "ci95"], strict=True)
+            )
+            rows.append(f"{method:<12}" + "".join(cells))
     rows.append(
         f"mean ± 95% interval over {results['num_tasks']} held-out tasks, {results['num_rollouts']} rollouts each"
     )

@@ -1,6 +1,6 @@
 """Every option of a run, in one flat dataclass; the command line is made from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import UserError
@@ -31,6 +31,14 @@ class Config:
     """K, rollouts of a task before and after each adaptation step."""
     horizon: int | None = None
     """H, steps of an episode; by default the registered `max_episode_steps`."""
+    env_kwargs: dict[str, int | float | str] = field(default_factory=dict)
+    """Arguments of the family itself, as pairs of name and value: `--env-kwargs task_name push-v3`."""
+    num_workers: int | None = None
+    """Processes that step a family without native code, by default one for each core; 0 for none but this one."""
+    worker_timeout: float = 60.0
+    """Seconds that a single environment of such a process may take for a step or reset before the run stops."""
+    max_failed_share: float = 0.01
+    """Largest share of a batch's rollouts whose simulation may break down; beyond it the run stops."""
     discount: float = 0.99
     """Discount factor, per step."""
     gae_lambda: float = 0.95
@@ -95,13 +103,13 @@ class Config:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        for name, least in {"horizon": 1, "eval_seed": 0}.items():
+        for name, least in {"horizon": 1, "eval_seed": 0, "num_workers": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        for name in ("inner_lr", "initial_std", "max_kl"):
+        for name in ("inner_lr", "initial_std", "max_kl", "worker_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be a positive number.")
-        for name in ("discount", "gae_lambda"):
+        for name in ("discount", "gae_lambda", "max_failed_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be between 0 and 1.")
         for name in ("cg_damping", "eval_later_lr_factor"):

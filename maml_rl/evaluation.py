@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .adaptation import rollouts_through_adaptation
 from .config import Config
-from .envs import TaskVectorEnv
+from .envs import VectorFamily
 from .errors import UserError
 from .policies import flatten, load
 from .rollouts import Rollouts, make_env
@@ -20,7 +20,7 @@ from .streams import stream
 
 def held_out_rollouts(
     policy: nn.Module, theta: Tensor, config: Config
-) -> tuple[TaskVectorEnv, np.ndarray, list[Rollouts]]:
+) -> tuple[VectorFamily, np.ndarray, list[Rollouts]]:
     """Adapts to held-out tasks, drawn from a stream that training never uses.
 
     Args:
@@ -32,8 +32,8 @@ def held_out_rollouts(
         The environments, the tasks (M, D), and S + 1 batches of rollouts (M, K, H, ...).
     """
     seed = held_out_seed(config)
-    env = make_env(config.env_id, config.eval_num_tasks * config.eval_num_rollouts, config.horizon)
-    tasks = env.sample_tasks(config.eval_num_tasks, np.random.default_rng(stream(seed, "held-out tasks")))
+    env = make_env(config, config.eval_num_tasks * config.eval_num_rollouts)
+    tasks = env.sample_test_tasks(config.eval_num_tasks, np.random.default_rng(stream(seed, "held-out tasks")))
     later = config.inner_lr * config.eval_later_lr_factor
     step_sizes = [config.inner_lr if k == 0 else later for k in range(config.eval_num_steps)]
     batches = rollouts_through_adaptation(
@@ -70,7 +70,9 @@ def evaluate(
     Returns:
         What evaluation.json holds: for each method under "methods", "returns" (undiscounted, averaged over
         K rollouts; for every task S + 1 numbers), their "mean" over tasks (S + 1), and "ci95", the 95%
-        confidence intervals of the mean by Student's t over tasks (S + 1 pairs).
+        confidence intervals of the mean by Student's t over tasks (S + 1 pairs). Where the family reports
+        success, "success", "success_mean" and "success_ci95" beside them: the share of a task's rollouts that
+        succeeded at any step.
 
     Raises:
         UserError: If an option is out of range, or the folder holds no run.
@@ -95,12 +97,12 @@ def evaluate(
     for method, policy in {"maml": source, "random": new_policy(config)}.items():
         _, _, batches = held_out_rollouts(policy, flatten(policy), config)
         returns = np.stack([batch.returns().double().numpy() for batch in batches], axis=1)
-        mean, half = returns.mean(0), stats.sem(returns, axis=0) * stats.t.ppf(0.975, len(returns) - 1)
-        methods[method] = {
-            "returns": returns.tolist(),
-            "mean": mean.tolist(),
-            "ci95": np.stack([mean - half, mean + half], axis=1).tolist(),
-        }
+        mean, ci95 = mean_and_interval(returns)
+        methods[method] = {"returns": returns.tolist(), "mean": mean, "ci95": ci95}
+        if all("success" in batch.outcomes for batch in batches):
+            rates = np.stack([batch.outcomes["success"].double().mean(-1).numpy() for batch in batches], axis=1)
+            mean, ci95 = mean_and_interval(rates)
+            methods[method] |= {"success": rates.tolist(), "success_mean": mean, "success_ci95": ci95}
     return {
         "env_id": config.env_id,
         "num_steps": config.eval_num_steps,
@@ -109,3 +111,9 @@ def evaluate(
         "seed": held_out_seed(config),
         "methods": methods,
     }
+
+
+def mean_and_interval(values: np.ndarray) -> tuple[list[float], list[list[float]]]:
+    """The mean over tasks of values (M, S + 1), and its 95% interval by Student's t: (S + 1) and (S + 1, 2)."""
+    mean, half = values.mean(0), stats.sem(values, axis=0) * stats.t.ppf(0.975, len(values) - 1)
+    return mean.tolist(), np.stack([mean - half, mean + half], axis=1).tolist()

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .envs import TaskVectorEnv
+from .envs import VectorFamily
 from .rollouts import Rollouts
 from .runs import write_atomically, write_json
 
@@ -39,7 +39,7 @@ def adaptation_figure(results: dict[str, Any]) -> Figure:
 
 
 def rollouts_figure(
-    env: TaskVectorEnv, tasks: np.ndarray, batches: list[Rollouts], num_tasks: int = 4
+    env: VectorFamily, tasks: np.ndarray, batches: list[Rollouts], num_tasks: int = 4
 ) -> Figure | None:
     """Rollouts of a few tasks, a row each, before and after each adaptation step, a column each.
 

@@ -23,7 +23,16 @@ from .streams import stream, torch_generator
 
 _FORMAT = "maml_rl checkpoint 1"
 # Options that a resumed run may change: they say how long, where, and how often, not what is computed.
-_FREE = {"run_dir", "resume", "iterations", "eval_every", "checkpoint_every"}
+_FREE = {
+    "run_dir",
+    "resume",
+    "iterations",
+    "eval_every",
+    "checkpoint_every",
+    "num_workers",
+    "worker_timeout",
+    "max_failed_share",
+}
 
 
 class State(NamedTuple):
@@ -42,14 +51,16 @@ class State(NamedTuple):
 
 def new_policy(config: Config) -> nn.Module:
     """The untrained policy of a run: the same for the same configuration, at any time."""
-    env = make_env(config.env_id, 1, config.horizon)
-    return make_policy(
+    env = make_env(config, 1)
+    policy = make_policy(
         env.single_observation_space,
         env.single_action_space,
         config.hidden_sizes,
         config.initial_std,
         torch_generator(stream(config.seed, "policy")),
     )
+    env.close()
+    return policy
 
 
 def open_run(config: Config, first_theta: Tensor) -> State:

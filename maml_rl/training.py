@@ -1,6 +1,7 @@
 """Meta-training: the loop, from top to bottom."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from torch import nn
@@ -14,7 +15,7 @@ from .evaluation import evaluate, held_out_rollouts
 from .outer import OuterInfo, trpo_step
 from .plots import pixels, rollouts_figure, write_figure, write_results
 from .policies import flatten, load
-from .rollouts import make_env
+from .rollouts import Rollouts, make_env
 from .runs import State, close, new_policy, open_run, save_checkpoint, tensorboard
 from .streams import stream
 
@@ -35,7 +36,7 @@ def train(config: Config) -> nn.Module:
         UserError: If something from outside is wrong; see its message.
         KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last whole iteration was written.
     """
-    env = make_env(config.env_id, config.num_tasks * config.num_rollouts, config.horizon)
+    env = make_env(config, config.num_tasks * config.num_rollouts)
     policy = new_policy(config)
     state = open_run(config, flatten(policy))
     writer = tensorboard(config, state)
@@ -62,8 +63,9 @@ def train(config: Config) -> nn.Module:
             batches = (*supports, query)
             env_steps = state.env_steps + sum(int(batch.mask.sum()) for batch in batches)
             after = State(theta, iteration + 1, env_steps)
-            returns = [batch.returns().mean().item() for batch in batches]
-            log_iteration(writer, state, after, returns, info, collected - started, updated - collected)
+            returns = log_iteration(writer, state, after, batches, info, collected - started, updated - collected)
+            for failed in (batch.outcomes["failed"] for batch in batches if "failed" in batch.outcomes):
+                progress.write(f"{int(failed.sum())} of {failed.numel()} simulations broke down and were ended")
             progress.set_postfix_str(f"return {returns[0]:.2f} → {returns[-1]:.2f}")
             progress.update()
             last = after.iteration == config.iterations
@@ -95,13 +97,14 @@ def log_iteration(
     writer: SummaryWriter,
     before: State,
     after: State,
-    returns: list[float],
+    batches: Sequence[Rollouts],
     info: OuterInfo,
     collect_seconds: float,
     update_seconds: float,
-) -> None:
-    """Writes an iteration's scalars; `returns` are those after 0 ... S inner steps."""
-    scalars = {f"train/return_step_{k}": value for k, value in enumerate(returns)}
+) -> list[float]:
+    """Writes an iteration's scalars; returns the mean returns after 0 ... S inner steps."""
+    returns = [batch.returns().mean().item() for batch in batches]
+    scalars = batch_scalars("train", batches)
     scalars["train/adaptation_gain"] = returns[-1] - returns[0]
     scalars |= {f"outer/{name}": value for name, value in info._asdict().items()}
     seconds = collect_seconds + update_seconds
@@ -110,13 +113,24 @@ def log_iteration(
     scalars["time/update_seconds"] = update_seconds
     for tag, value in scalars.items():
         writer.add_scalar(tag, value, after.env_steps)
+    return returns
+
+
+def batch_scalars(group: str, batches: Sequence[Rollouts]) -> dict[str, float]:
+    """Mean returns, and the shares of rollouts with each outcome, after 0 ... S inner steps."""
+    scalars = {}
+    for k, batch in enumerate(batches):
+        scalars[f"{group}/return_step_{k}"] = batch.returns().mean().item()
+        for name, flags in batch.outcomes.items():
+            scalars[f"{group}/{name}_step_{k}"] = flags.float().mean().item()
+    return scalars
 
 
 def log_evaluation(writer: SummaryWriter, policy: nn.Module, state: State, config: Config) -> None:
     """Evaluates on held-out tasks; writes the returns, and a picture where the family can draw one."""
     env, tasks, batches = held_out_rollouts(policy, state.theta, config)
-    for k, batch in enumerate(batches):
-        writer.add_scalar(f"eval/return_step_{k}", batch.returns().mean().item(), state.env_steps)
+    for tag, value in batch_scalars("eval", batches).items():
+        writer.add_scalar(tag, value, state.env_steps)
     figure = rollouts_figure(env, tasks, batches)
     if figure is not None:
         writer.add_image("eval/rollouts", pixels(figure), state.env_steps, dataformats="HWC")

@@ -47,6 +47,7 @@ def random_rollouts(kind, num_tasks=3, num_rollouts=4, horizon=5, seed=0):
         behaviour=behaviour,
         log_probs=behaviour.log_prob(actions),
         advantages=randn() * mask,
+        outcomes={},
     )
 
 

@@ -20,7 +20,7 @@ from maml_rl.rollouts import action_map, collect, make_env
 
 
 def setup(env_id, num_tasks=3, num_rollouts=4, horizon=6):
-    env = make_env(env_id, num_tasks * num_rollouts, horizon)
+    env = make_env(Config(env_id=env_id, horizon=horizon, num_workers=0), num_tasks * num_rollouts)
     policy = make_policy(
         env.single_observation_space, env.single_action_space, (8,), 1.0, torch.Generator().manual_seed(0)
     )
@@ -156,13 +156,13 @@ def test_what_is_differentiated_is_what_sampled(num_steps):
         ("Nowhere-v0", "Cannot make the task family 'Nowhere-v0'"),
         ("no_such_module:Nowhere-v0", "No module named 'no_such_module'"),
         ("CartPole-v1", "is no task family"),
-        ("Acrobot-v1", "doesn't have a vector entry point"),
+        ("Acrobot-v1", "has no task_space"),
         (".relative:Foo-v0", "Cannot make the task family"),
     ],
 )
 def test_unknown_ids_are_refused(env_id, sentence):
     with pytest.raises(UserError, match=sentence):
-        make_env(env_id, 2)
+        make_env(Config(env_id=env_id), 2)
 
 
 def test_spaces_that_policies_do_not_support_are_refused():

@@ -46,7 +46,7 @@ def main(repetitions: int = 15, num_tasks: int = 20, num_rollouts: int = 20, chu
         chunk_tasks: Tasks differentiated at once.
     """
     config = Config(num_tasks=num_tasks, num_rollouts=num_rollouts, inner_lr=0.5, chunk_tasks=chunk_tasks)
-    env = make_env(config.env_id, num_tasks * num_rollouts)
+    env = make_env(config, num_tasks * num_rollouts)
     policy = new_policy(config)
     theta = flatten(policy)
     thetas = theta.expand(num_tasks, -1)

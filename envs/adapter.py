@@ -1,0 +1,352 @@
+"""Any Gymnasium environment with tasks as a family: N of them in this process, or shared out among others."""
+
+import contextlib
+import faulthandler
+import inspect
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode
+
+from .core import VectorFamily, in_words
+
+
+class BrokenEnvironmentError(RuntimeError):
+    """An environment raised, or its process died or hung; the message names the task and holds the traceback."""
+
+
+def reset_with_task(env: gymnasium.Env, task: np.ndarray, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """Puts a task (D,) in force by `set_task` where there is one, else by the option "task", and resets."""
+    if env.has_wrapper_attr("set_task"):
+        env.get_wrapper_attr("set_task")(task)
+        return env.reset(seed=seed)
+    return env.reset(seed=seed, options={"task": task})
+
+
+class AdaptedVectorEnv(VectorFamily):
+    """N environments that are no batched functions, behind the interface of a family.
+
+    The environment has a `task_space`, and either takes the task by `reset(options={"task": task})` or has a
+    `set_task(task)`; a `sample_tasks(num_tasks, rng)` and a `sample_test_tasks(num_tasks, rng)` of its own are
+    used where it has them. Environment i is seeded with s + i. Every reset says the task again.
+
+    An environment whose episode ended rests until the next `reset` (Gymnasium's mode `DISABLED`): it is not
+    stepped, its observation stays, its reward is 0. `info["success"]`, (N,) bool, holds what the environments
+    that were stepped report under that name.
+
+    Args:
+        spec: What `gymnasium.spec` returns.
+        num_envs: N.
+        max_episode_steps: H; by default the registered one.
+        render_mode: None or "rgb_array".
+        num_workers: Processes that the environments are shared out among; 0 for none but this. What the
+            environments do does not depend on it.
+        worker_timeout: Seconds that a single call of a single environment may take in a worker.
+        **kwargs: Arguments of the environment.
+
+    Raises:
+        ValueError: If the environment has no task space or no way to set the task.
+        BrokenEnvironmentError: If an environment raises, or its process dies or hangs, in `reset` and `step` too.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (typed by Gymnasium)
+        "render_modes": ["rgb_array"],
+        "render_fps": 30,
+        "autoreset_mode": AutoresetMode.DISABLED,
+    }
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        num_workers: int = 0,
+        worker_timeout: float = 60.0,
+        **kwargs: Any,
+    ):
+        self._spec_id = spec.id
+        if num_workers < 0:
+            raise ValueError(f"{self.name}: num_workers is {num_workers}, but must be at least 0.")
+        make = _Maker(spec, max_episode_steps=max_episode_steps, render_mode=render_mode, **kwargs)
+        self._example = make()
+        self.metadata = {**self.metadata, "render_fps": self._example.metadata.get("render_fps", 30)}
+        self.task_space = self._task_space()
+        self.single_observation_space = self._example.observation_space
+        self.single_action_space = self._example.action_space
+        steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
+        super().__init__(num_envs, steps, render_mode)
+        self._timeout = worker_timeout
+        self._ended = np.ones(num_envs, dtype=bool)
+        self._observations = np.empty(0)
+        # Whole shares: the last workers may have one environment less.
+        shares = [share for share in np.array_split(np.arange(num_envs), max(1, num_workers)) if share.size]
+        self._bounds = [int(share[0]) for share in shares[1:]]
+        self._workers: list[_Worker] = []
+        if num_workers:
+            self._workers = [_Worker(make, share.tolist()) for share in shares]
+            self._collect("start")
+        else:
+            self._slots = _Slots(make, list(range(num_envs)), np.zeros(2, np.int64))
+
+    @property
+    def name(self) -> str:
+        """The registered id."""
+        return self._spec_id
+
+    def _task_space(self) -> spaces.Space:
+        env = self._example
+        space = env.get_wrapper_attr("task_space") if env.has_wrapper_attr("task_space") else None
+        if not isinstance(space, spaces.Space):
+            raise ValueError(
+                f"{self.name}: the environment has no task_space, but a family needs one, a Gymnasium space that "
+                "says what a task is; add the attribute."
+            )
+        options = inspect.signature(env.unwrapped.reset).parameters.keys() & {"options", "kwargs"}
+        if not options and not env.has_wrapper_attr("set_task"):
+            raise ValueError(
+                f"{self.name}: there is no way to set the environment's task; give it reset(options={{'task': "
+                "task}) or set_task(task)."
+            )
+        return space
+
+    def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws tasks (M, D) as the environment does, else uniformly from a bounded `task_space`."""
+        if self._example.has_wrapper_attr("sample_tasks"):
+            return np.asarray(self._example.get_wrapper_attr("sample_tasks")(num_tasks, rng))
+        return super().sample_tasks(num_tasks, rng)
+
+    def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws held-out tasks (M, D) as the environment does, else as `sample_tasks`."""
+        if self._example.has_wrapper_attr("sample_test_tasks"):
+            return np.asarray(self._example.get_wrapper_attr("sample_test_tasks")(num_tasks, rng))
+        return self.sample_tasks(num_tasks, rng)
+
+    def task_problem(self, tasks: np.ndarray) -> str | None:
+        """What the environment's own `task_problem(tasks)` says, if it has one."""
+        if self._example.has_wrapper_attr("task_problem"):
+            return self._example.get_wrapper_attr("task_problem")(tasks)
+        return None
+
+    def reset(
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts a new episode in every environment; arguments and result as in `TaskVectorEnv.reset`."""
+        if options and "task" in options:
+            self.tasks = self._checked_tasks(options["task"])
+        seeds = np.full(self.num_envs, -1) if seed is None else self._checked_seeds(seed)
+        (self._observations,) = self._call("reset", seeds, self.tasks)
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        return self._observations.copy(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Steps every environment whose episode has not ended; see the class."""
+        if not self._observations.size:
+            raise gymnasium.error.ResetNeeded(f"{self.name}: call reset before the first step.")
+        actions = self._checked_actions(actions)
+        observations, rewards, terminated, truncated, reported, success = self._call(
+            "step", actions, ~self._ended, self._observations
+        )
+        self._ended |= terminated | truncated
+        self._observations = observations
+        info = {"success": success} if reported.any() else {}
+        return observations.copy(), rewards, terminated, truncated, info
+
+    def snapshot(self, index: int) -> np.ndarray:
+        """A picture of one environment as it stands, (height, width, 3) uint8."""
+        if not self._workers:
+            return self._slots.render(index)
+        number = int(np.searchsorted(self._bounds, index, side="right"))
+        worker = self._workers[number]
+        worker.connection.send(("render", (index - worker.indices[0],)))
+        return self._receive(worker, "render")
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes the environments, and ends the processes."""
+        for worker in self._workers:
+            worker.end()
+        if not self._workers:
+            self._slots.close()
+        self._example.close()
+
+    def _call(self, method: str, *arguments: np.ndarray) -> list[np.ndarray]:
+        """Calls a method of all slots, each argument (N, ...) shared out; returns the results, (N, ...) each."""
+        shares = list(zip(*(np.split(argument, self._bounds) for argument in arguments), strict=True))
+        if self._workers:
+            for worker, share in zip(self._workers, shares, strict=True):
+                with contextlib.suppress(BrokenPipeError):  # it died; `_receive` says so
+                    worker.connection.send((method, share))
+            results = self._collect(method)
+            return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+        try:
+            return list(getattr(self._slots, method)(*shares[0]))
+        except Exception as error:
+            slot = int(self._slots.progress[1])
+            raise self._failure(slot, method, f"raised {error!r}", traceback.format_exc()) from error
+
+    def _collect(self, method: str) -> list[Any]:
+        return [self._receive(worker, method) for worker in self._workers]
+
+    def _receive(self, worker: "_Worker", method: str) -> Any:
+        """Waits for a worker's answer as long as its environments come back one by one, and no longer."""
+        calls = -1
+        while not wait([worker.connection, worker.process.sentinel], self._timeout):
+            if calls == (calls := worker.progress[0]):
+                self._stop(worker, method, f"has not come back for {self._timeout:g} s (worker_timeout)")
+        try:
+            kind, answer = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            worker.process.join()
+            self._stop(worker, method, f"ended its process (exit code {worker.process.exitcode})")
+        if kind == "failed":
+            self._stop(worker, method, *answer)
+        return answer
+
+    def _stop(self, worker: "_Worker", method: str, what: str, trace: str | None = None) -> NoReturn:
+        """Ends all workers, and raises."""
+        slot = worker.progress[1]
+        trace = worker.trace() if trace is None else trace
+        for each in self._workers:
+            each.end(at_once=True)
+        raise self._failure(slot, method, what, trace)
+
+    def _failure(self, slot: int, method: str, what: str, trace: str) -> BrokenEnvironmentError:
+        return BrokenEnvironmentError(
+            f"{self.name}: environment {slot} with task {in_words(self.tasks[slot])} {what} in {method}; mend the "
+            f"environment. Its traceback:\n{trace.rstrip()}"
+        )
+
+
+class _Maker:
+    """Makes one environment, in whichever process; pickled as the few values it is made of."""
+
+    def __init__(self, spec: EnvSpec, **kwargs: Any):
+        self.spec, self.kwargs = spec, kwargs
+
+    def __call__(self) -> gymnasium.Env:
+        return gymnasium.make(self.spec, disable_env_checker=True, **self.kwargs)
+
+
+class _Slots:
+    """Environments of one process, stepped one after the other.
+
+    Attributes:
+        progress: [calls begun, slot of the latest one], written before each call.
+    """
+
+    def __init__(self, make: Callable[[], gymnasium.Env], indices: list[int], progress: Any):
+        self.indices, self.progress = indices, progress
+        self.envs = []
+        for row in range(len(indices)):
+            self.begin(row)
+            self.envs.append(make())
+
+    def begin(self, row: int) -> gymnasium.Env | None:
+        self.progress[0] += 1
+        self.progress[1] = self.indices[row]
+        return self.envs[row] if row < len(self.envs) else None
+
+    def reset(self, seeds: np.ndarray, tasks: np.ndarray) -> tuple[np.ndarray, ...]:
+        space = self.envs[0].observation_space
+        observations = np.empty((len(self.envs), *(space.shape or ())), space.dtype)
+        for row, env in enumerate(self.envs):
+            self.begin(row)
+            seed = None if seeds[row] < 0 else int(seeds[row])
+            observations[row], _ = reset_with_task(env, tasks[row], seed)
+        return (observations,)
+
+    def step(self, actions: np.ndarray, alive: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, ...]:
+        observations = before.copy()
+        rewards = np.zeros(len(alive))
+        terminated, truncated, reported, success = np.zeros((4, len(alive)), dtype=bool)
+        for row in np.flatnonzero(alive).tolist():
+            self.begin(row)
+            observations[row], rewards[row], terminated[row], truncated[row], info = self.envs[row].step(
+                actions[row]
+            )
+            if "success" in info:
+                reported[row], success[row] = True, bool(info["success"])
+        return observations, rewards, terminated, truncated, reported, success
+
+    def render(self, row: int) -> np.ndarray:
+        self.begin(row)
+        return np.asarray(self.envs[row].render())
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+class _Worker:
+    """A process with some of the environments.
+
+    Processes are spawned, not forked: forked ones would share open files, locks and random numbers.
+    """
+
+    def __init__(self, make: _Maker, indices: list[int]):
+        context = multiprocessing.get_context("spawn")
+        self.indices = indices
+        self.progress = context.RawArray("q", 2)
+        self.progress[1] = indices[0]
+        # Python writes its stack there when it crashes, or is asked to.
+        descriptor, path = tempfile.mkstemp(prefix="maml_rl-worker-")
+        os.close(descriptor)
+        self.trace_file = Path(path)
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(theirs, make, indices, self.progress, path), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def trace(self) -> str:
+        """The Python stack of a process that hangs or crashed, as far as it can be had."""
+        if self.process.is_alive() and hasattr(signal, "SIGUSR1"):
+            os.kill(self.process.pid or 0, signal.SIGUSR1)
+            for _ in range(100):
+                if self.trace_file.stat().st_size:
+                    break
+                time.sleep(0.01)
+        text = self.trace_file.read_text(errors="replace")
+        return text or "(none: the process left nothing)"
+
+    def end(self, at_once: bool = False) -> None:
+        if at_once:
+            self.process.kill()
+        self.connection.close()  # the process ends when it notices
+        self.process.join(1.0)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.trace_file.unlink(missing_ok=True)
+
+
+def _work(connection: Connection, make: _Maker, indices: list[int], progress: Any, trace_file: str) -> None:
+    """The life of a worker: answer calls until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with open(trace_file, "w") as file:
+        faulthandler.enable(file, all_threads=False)
+        if hasattr(signal, "SIGUSR1"):
+            faulthandler.register(signal.SIGUSR1, file, all_threads=False)
+        try:
+            slots = _Slots(make, indices, progress)
+            connection.send(("done", None))
+            while True:
+                method, arguments = connection.recv()
+                connection.send(("done", getattr(slots, method)(*arguments)))
+        except (EOFError, BrokenPipeError):
+            return
+        except Exception as error:  # whatever it is, the parent reports it
+            connection.send(("failed", (f"raised {error!r}", traceback.format_exc())))

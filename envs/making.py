@@ -1,0 +1,51 @@
+"""One way to make N environments of any family, native or adapted."""
+
+from typing import Any
+
+import gymnasium
+
+from .adapter import AdaptedVectorEnv
+from .core import VectorFamily
+
+
+def make_vec(
+    env_id: str,
+    num_envs: int,
+    max_episode_steps: int | None = None,
+    *,
+    num_workers: int = 0,
+    worker_timeout: float = 60.0,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> VectorFamily:
+    """N environments of a registered family: natively where it has a vector entry point, else adapted.
+
+    Args:
+        env_id: The registered id.
+        num_envs: N.
+        max_episode_steps: H; None for the registered one.
+        num_workers: As for `AdaptedVectorEnv`; a native family needs no processes.
+        worker_timeout: As for `AdaptedVectorEnv`.
+        render_mode: None or "rgb_array".
+        **kwargs: Arguments of the family.
+
+    Raises:
+        ValueError: If it is no family.
+    """
+    spec = gymnasium.spec(env_id)
+    if spec.vector_entry_point is None:
+        return AdaptedVectorEnv(
+            spec,
+            num_envs,
+            max_episode_steps,
+            render_mode,
+            num_workers=num_workers,
+            worker_timeout=worker_timeout,
+            **kwargs,
+        )
+    steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
+    kwargs |= {"max_episode_steps": steps, "render_mode": render_mode}
+    env = gymnasium.make_vec(env_id, num_envs, "vector_entry_point", **kwargs)
+    if not isinstance(env, VectorFamily):
+        raise ValueError(f"{env_id} is no task family: its vector entry point is no maml_rl.envs.TaskVectorEnv")
+    return env
