@@ -22,11 +22,11 @@ def num_cores() -> int:
 def in_words(thing: np.ndarray | spaces.Space) -> str:
     """A task or a space as part of a message: long arrays by their first and last numbers."""
     if isinstance(thing, spaces.Box):
-        alike = (
-            thing.low.size and (thing.low == thing.low.flat[0]).all() and (thing.high == thing.high.flat[0]).all()
+        low, high = (
+            str(bound.flat[0]) if bound.size and (bound == bound.flat[0]).all() else in_words(bound)
+            for bound in (thing.low, thing.high)
         )
-        bounds = (thing.low.flat[0], thing.high.flat[0]) if alike else (in_words(thing.low), in_words(thing.high))
-        return f"Box({bounds[0]}, {bounds[1]}, {thing.shape}, {thing.dtype})"
+        return f"Box({low}, {high}, {thing.shape}, {thing.dtype})"
     return np.array2string(thing, precision=4, threshold=12) if isinstance(thing, np.ndarray) else str(thing)
 
 

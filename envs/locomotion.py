@@ -222,7 +222,7 @@ class _RandomParameters(MujocoVectorEnv):
     frame_skip = 4
 
     @property
-    def task_space(self) -> spaces.Box:
+    def task_space(self) -> spaces.Box:  # type: ignore[override]
         """Exponents in [-3, 3], (D,)."""
         model = self.model
         num_bodies = model.nbody - 1
