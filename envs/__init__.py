@@ -44,7 +44,7 @@ def families() -> list[str]:
     A family is a `TaskVectorEnv`, or an environment whose class has a `task_space`. Environments whose package
     is not installed are left out, and so are Gymnasium's own.
     """
-    return sorted(spec.id for spec in gymnasium.registry.values() if _is_family(spec))
+    return sorted(spec.id for spec in [*gymnasium.registry.values()] if _is_family(spec))
 
 
 def _is_family(spec: EnvSpec) -> bool:
@@ -55,11 +55,9 @@ def _is_family(spec: EnvSpec) -> bool:
         creator = load_env_creator(entry_point)
     except ImportError:
         return False
-    if not isinstance(creator, type):
-        return False
-    return issubclass(creator, TaskVectorEnv) or (
-        spec.vector_entry_point is None and issubclass(creator, gymnasium.Env) and hasattr(creator, "task_space")
-    )
+    if spec.vector_entry_point is not None:
+        return isinstance(creator, type) and issubclass(creator, TaskVectorEnv)
+    return isinstance(creator, type) and getattr(creator, "task_space", None) is not None
 
 
 _register("Navigation2D", "navigation", horizon=100)
@@ -71,3 +69,5 @@ for _name in ("HumanoidDir", "HopperRandParams", "Walker2DRandParams"):
     _register(_name, "locomotion", horizon=200)
 for _name in ("CartPoleParams", "PendulumParams"):
     _register(_name, "classic", horizon=200, native=False)
+for _name in ("ML1", "ML10", "ML45"):
+    _register(_name, "meta_world", horizon=500, native=False)

@@ -3,14 +3,16 @@
 import contextlib
 import faulthandler
 import inspect
-import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,6 +82,13 @@ class AdaptedVectorEnv(VectorFamily):
         self._spec_id = spec.id
         if num_workers < 0:
             raise ValueError(f"{self.name}: num_workers is {num_workers}, but must be at least 0.")
+        if num_workers and getattr(spec.entry_point, "__module__", None) == "__main__":
+            raise ValueError(
+                f"{self.name}: its class is defined in the script itself, where other processes cannot import it; "
+                "move it into a module of its own, or set num_workers to 0."
+            )
+        if num_workers and os.name != "posix":
+            raise ValueError(f"{self.name}: worker processes need a POSIX system; set num_workers to 0.")
         make = _Maker(spec, max_episode_steps=max_episode_steps, render_mode=render_mode, **kwargs)
         self._example = make()
         self.metadata = {**self.metadata, "render_fps": self._example.metadata.get("render_fps", 30)}
@@ -202,21 +211,20 @@ class AdaptedVectorEnv(VectorFamily):
     def _receive(self, worker: "_Worker", method: str) -> Any:
         """Waits for a worker's answer as long as its environments come back one by one, and no longer."""
         calls = -1
-        while not wait([worker.connection, worker.process.sentinel], self._timeout):
-            if calls == (calls := worker.progress[0]):
+        while not worker.connection.poll(self._timeout):
+            if calls == (calls := int(worker.progress[0])):
                 self._stop(worker, method, f"has not come back for {self._timeout:g} s (worker_timeout)")
         try:
             kind, answer = worker.connection.recv()
         except (EOFError, ConnectionResetError):
-            worker.process.join()
-            self._stop(worker, method, f"ended its process (exit code {worker.process.exitcode})")
+            self._stop(worker, method, f"ended its process (exit code {worker.process.wait()})")
         if kind == "failed":
             self._stop(worker, method, *answer)
         return answer
 
     def _stop(self, worker: "_Worker", method: str, what: str, trace: str | None = None) -> NoReturn:
         """Ends all workers, and raises."""
-        slot = worker.progress[1]
+        slot = int(worker.progress[1])
         trace = worker.trace() if trace is None else trace
         for each in self._workers:
             each.end(at_once=True)
@@ -290,63 +298,74 @@ class _Slots:
 
 
 class _Worker:
-    """A process with some of the environments.
+    """A process with some of the environments, and the connection to it.
 
-    Processes are spawned, not forked: forked ones would share open files, locks and random numbers.
+    It is a new Python, not a fork, which would share open files, locks and random numbers, nor started by
+    `multiprocessing`, which would run the user's script once more in it.
+
+    Attributes:
+        connection: Takes (method of `_Slots`, its arguments), gives ("done", result) or ("failed", (what,
+            traceback)); one answer comes unasked, once all environments are made.
+        progress: As that of its `_Slots`, in memory shared with it.
     """
 
     def __init__(self, make: _Maker, indices: list[int]):
-        context = multiprocessing.get_context("spawn")
         self.indices = indices
-        self.progress = context.RawArray("q", 2)
+        self._folder = tempfile.TemporaryDirectory(prefix="maml_rl-worker-")
+        self._trace_file = Path(self._folder.name) / "traceback"
+        self._trace_file.touch()
+        progress = Path(self._folder.name) / "progress"
+        self.progress = np.memmap(progress, np.int64, "w+", shape=(2,))
         self.progress[1] = indices[0]
-        # Python writes its stack there when it crashes, or is asked to.
-        descriptor, path = tempfile.mkstemp(prefix="maml_rl-worker-")
-        os.close(descriptor)
-        self.trace_file = Path(path)
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(theirs, make, indices, self.progress, path), daemon=True
+        ours, theirs = socket.socketpair()
+        command = f"from maml_rl.envs.adapter import work; work({theirs.fileno()}, {self._folder.name!r})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", command],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,  # Ctrl-C is the parent's to handle
         )
-        self.process.start()
         theirs.close()
+        self.connection = Connection(ours.detach())
+        self.connection.send((make, indices))
 
     def trace(self) -> str:
         """The Python stack of a process that hangs or crashed, as far as it can be had."""
-        if self.process.is_alive() and hasattr(signal, "SIGUSR1"):
-            os.kill(self.process.pid or 0, signal.SIGUSR1)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
             for _ in range(100):
-                if self.trace_file.stat().st_size:
+                if self._trace_file.stat().st_size:
                     break
                 time.sleep(0.01)
-        text = self.trace_file.read_text(errors="replace")
-        return text or "(none: the process left nothing)"
+        return self._trace_file.read_text(errors="replace") or "(none: the process left nothing)"
 
     def end(self, at_once: bool = False) -> None:
         if at_once:
             self.process.kill()
         self.connection.close()  # the process ends when it notices
-        self.process.join(1.0)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.trace_file.unlink(missing_ok=True)
-
-
-def _work(connection: Connection, make: _Maker, indices: list[int], progress: Any, trace_file: str) -> None:
-    """The life of a worker: answer calls until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    with open(trace_file, "w") as file:
-        faulthandler.enable(file, all_threads=False)
-        if hasattr(signal, "SIGUSR1"):
-            faulthandler.register(signal.SIGUSR1, file, all_threads=False)
         try:
-            slots = _Slots(make, indices, progress)
+            self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._folder.cleanup()
+
+
+def work(descriptor: int, folder: str) -> None:
+    """The life of a worker: makes its environments, and answers calls until the other end closes."""
+    connection = Connection(descriptor)
+    with open(Path(folder) / "traceback", "w") as file:
+        faulthandler.enable(file, all_threads=False)
+        faulthandler.register(signal.SIGUSR1, file, all_threads=False)
+        try:
+            make, indices = connection.recv()
+            slots = _Slots(make, indices, np.memmap(Path(folder) / "progress", np.int64, "r+", shape=(2,)))
             connection.send(("done", None))
             while True:
                 method, arguments = connection.recv()
                 connection.send(("done", getattr(slots, method)(*arguments)))
-        except (EOFError, BrokenPipeError):
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             return
         except Exception as error:  # whatever it is, the parent reports it
             connection.send(("failed", (f"raised {error!r}", traceback.format_exc())))

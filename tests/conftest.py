@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import misbehaving  # registers families of its own
 import pytest
 import torch
+from maml_rl.envs import families
 
 from maml_rl.distributions import Categorical, Normal
 from maml_rl.policies import CategoricalMLP, GaussianMLP, flatten, initialise
@@ -15,6 +17,11 @@ from maml_rl.rollouts import Rollouts
 torch.set_num_threads(1)  # pytest-xdist already uses every core
 ROOT = Path(__file__).parents[1]
 O, A = 2, 3
+# All registered families but those that break the contract on purpose; the slow ones draw their goals for up
+# to half a minute in each process, so that they take part in the test of the whole contract alone.
+FAMILIES = [env_id for env_id in families() if env_id not in misbehaving.ON_PURPOSE]
+SLOW_FAMILIES = ("maml_rl/ML10-v0", "maml_rl/ML45-v0")
+QUICK_FAMILIES = [env_id for env_id in FAMILIES if env_id not in SLOW_FAMILIES]
 
 
 def make_policy(kind, seed=0):

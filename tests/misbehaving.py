@@ -2,11 +2,15 @@
 
 import os
 import signal
+import time
 
 import gymnasium
 import numpy as np
 from maml_rl.envs.bandit import BernoulliBanditEnv, BernoulliBanditVectorEnv
 from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
+
+# What the tests of every family leave out.
+ON_PURPOSE = {"tests/NanAfterEnd-v0", "tests/NoWay-v0", "tests/Slow-v0"}
 
 
 class MisbehavingVectorEnv(Navigation2DVectorEnv):
@@ -111,3 +115,76 @@ for name in ("NanAfterEnd", "ShortLived"):
         vector_entry_point=f"misbehaving:{name}VectorEnv",
         max_episode_steps=20,
     )
+
+
+class TroubledEnv(gymnasium.Env):
+    """A point on a line without native code; at step 3, where the task is above 0.9, `trouble` strikes."""
+
+    task_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float64)
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012
+
+    def __init__(self, trouble=None, render_mode=None):
+        self.trouble, self.render_mode = trouble, render_mode
+        self.task = np.zeros(1)
+
+    def set_task(self, task):
+        self.task = np.array(task)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.x = 0, self.np_random.normal()
+        return np.array([self.x, 0.0]), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.x += float(action[0]) + 0.1 * self.np_random.normal()
+        if self.steps == 3 and self.task[0] > 0.9:
+            if self.trouble == "raise":
+                raise ZeroDivisionError("the friction is 0")
+            if self.trouble == "die":
+                os._exit(7)
+            if self.trouble == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if self.trouble == "hang":
+                signal.pause()
+        reached = self.x > 2
+        # An episode is over at 2; tasks above 0.5 count as a success near 1.
+        info = {"success": float(self.task[0] > 0.5 and self.x > 1)}
+        return np.array([self.x, self.steps]), -abs(self.x - self.task[0]), reached, False, info
+
+    def render(self):
+        return np.full((4, 6, 3), int(50 * self.task[0]), np.uint8)
+
+
+gymnasium.register("tests/Troubled-v0", entry_point="misbehaving:TroubledEnv", max_episode_steps=20)
+
+
+class NoTaskSpaceEnv(TroubledEnv):
+    task_space = None
+
+
+class NoWayEnv(gymnasium.Env):
+    task_space = TroubledEnv.task_space
+    observation_space = TroubledEnv.observation_space
+    action_space = TroubledEnv.action_space
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, *, seed=None):
+        return np.zeros(2), {}
+
+
+for _name in ("NoTaskSpace", "NoWay"):
+    gymnasium.register(f"tests/{_name}-v0", entry_point=f"misbehaving:{_name}Env", max_episode_steps=20)
+
+
+class SlowEnv(TroubledEnv):
+    def step(self, action):
+        time.sleep(0.1)
+        return super().step(action)
+
+
+gymnasium.register("tests/Slow-v0", entry_point="misbehaving:SlowEnv", max_episode_steps=20)

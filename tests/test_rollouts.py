@@ -4,8 +4,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK_FAMILIES
 from gymnasium import spaces
-from maml_rl.envs import families, in_words
+from maml_rl.envs import in_words
 from torch import nn
 from torch.func import vmap
 
@@ -28,7 +29,7 @@ def setup(env_id, num_tasks=3, num_rollouts=4, horizon=6):
     return env, policy, thetas, env.sample_tasks(num_tasks, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("env_id", families())
+@pytest.mark.parametrize("env_id", QUICK_FAMILIES)
 def test_every_family_is_collected(env_id):
     env, policy, thetas, tasks = setup(env_id)
     rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))

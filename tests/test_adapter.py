@@ -1,0 +1,166 @@
+"""Environments without native code: in this process or in others, the same; and what goes wrong in them."""
+
+import os
+import time
+
+import gymnasium
+import misbehaving
+import numpy as np
+import pytest
+from maml_rl.envs import BrokenEnvironmentError, make_vec
+
+TASKS = np.array([[0.1], [0.2], [0.95], [0.3], [0.6]])
+
+
+def episodes(num_workers, env_id="tests/Troubled-v0", tasks=TASKS, **kwargs):
+    """Everything that five environments return in an episode of random actions."""
+    env = make_vec(env_id, 5, 20, num_workers=num_workers, **kwargs)
+    env.action_space.seed(0)
+    history = [env.reset(seed=3, options=None if tasks is None else {"task": tasks})[0]]
+    for _ in range(20):
+        *step, info = env.step(env.action_space.sample())
+        history += [*step, *info.values()]
+    history.append(env.reset()[0])  # goes on with the generators there are
+    env.close()
+    return history
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("env_id", ["tests/Troubled-v0", "maml_rl/CartPoleParams-v0"])
+def test_workers_do_what_this_process_does(num_workers, env_id):
+    tasks = TASKS if "Troubled" in env_id else None
+    for alone, shared in zip(episodes(0, env_id, tasks), episodes(num_workers, env_id, tasks), strict=True):
+        np.testing.assert_array_equal(alone, shared)
+
+
+def test_seeds_reach_every_environment():
+    env = make_vec("tests/Troubled-v0", 5, num_workers=2)
+    first, _ = env.reset(seed=10, options={"task": TASKS})
+    assert len(np.unique(first[:, 0])) == 5
+    for i in range(5):
+        alone = gymnasium.make("tests/Troubled-v0").reset(seed=10 + i)[0]
+        np.testing.assert_array_equal(first[i], alone)
+    np.testing.assert_array_equal(env.reset(seed=10)[0], first)
+    assert not (env.reset()[0] == first).all(axis=1).any()
+    env.close()
+
+
+def test_an_ended_environment_rests():
+    env = make_vec("tests/Troubled-v0", 5, 20)
+    env.reset(seed=0, options={"task": TASKS})
+    actions = np.array([[1.0], [-1.0], [-1.0], [-1.0], [-1.0]], np.float32)
+    ended, rested = False, 0
+    for _ in range(15):
+        before = env._observations.copy()
+        observations, rewards, terminated, truncated, _ = env.step(actions)
+        if ended:
+            rested += 1
+            np.testing.assert_array_equal(observations[0], before[0])
+            assert rewards[0] == 0
+            assert not terminated[0]
+            assert env._slots.envs[0].unwrapped.steps == ended
+        elif terminated[0]:
+            ended = env._slots.envs[0].unwrapped.steps
+        assert not truncated.any()
+    assert rested > 5
+
+
+def test_success_is_passed_on():
+    env = make_vec("tests/Troubled-v0", 5)
+    env.reset(seed=0, options={"task": TASKS})
+    success = np.zeros(5, bool)
+    for _ in range(5):
+        *_, info = env.step(np.ones((5, 1), np.float32))
+        success |= info.get("success", False)
+    np.testing.assert_array_equal(success, TASKS[:, 0] > 0.5)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_renders_where_the_environment_is(num_workers):
+    env = make_vec("tests/Troubled-v0", 5, num_workers=num_workers, render_mode="rgb_array")
+    env.reset(seed=0, options={"task": TASKS})
+    assert [frame[0, 0, 0] for frame in env.render()] == [int(50 * task) for (task,) in TASKS]
+    assert env.metadata["render_fps"] == 7
+    env.close()
+
+
+def step_five_times(env):
+    for _ in range(5):
+        env.step(np.zeros((5, 1), np.float32))
+
+
+def run_into(trouble, num_workers, timeout=60.0):
+    env = make_vec("tests/Troubled-v0", 5, num_workers=num_workers, worker_timeout=timeout, trouble=trouble)
+    env.reset(seed=0, options={"task": TASKS})
+    processes = [worker.process for worker in env._workers]
+    with pytest.raises(BrokenEnvironmentError) as caught:
+        step_five_times(env)
+    assert all(process.poll() is not None for process in processes)
+    env.close()  # must not wait for what is gone
+    message = str(caught.value)
+    assert "environment 2 with task [0.95]" in message
+    assert "misbehaving.py" in message  # the traceback, down to the line
+    return message
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_exception_is_reported_with_task_and_traceback(num_workers):
+    message = run_into("raise", num_workers)
+    assert "raised ZeroDivisionError('the friction is 0') in step" in message
+    assert 'raise ZeroDivisionError("the friction is 0")' in message
+
+
+def test_a_crash_is_reported_with_task_and_traceback():
+    assert "ended its process (exit code -11) in step" in run_into("crash", 2)
+
+
+def test_a_worker_that_hangs_is_reported_in_time():
+    started = time.monotonic()
+    message = run_into("hang", 2, timeout=0.5)
+    assert "has not come back for 0.5 s (worker_timeout) in step" in message
+    assert time.monotonic() - started < 30  # and not never
+
+
+def test_a_worker_that_exits_is_reported_with_its_task():
+    env = make_vec("tests/Troubled-v0", 5, num_workers=2, trouble="die")
+    env.reset(seed=0, options={"task": TASKS})
+    with pytest.raises(BrokenEnvironmentError, match=r"environment 2 with task \[0.95\] ended its process .*7\)"):
+        step_five_times(env)
+
+
+def test_slow_environments_that_come_back_are_waited_for():
+    """The limit is for one environment, not for all that a worker steps."""
+    env = make_vec("tests/Slow-v0", 8, num_workers=1, worker_timeout=0.3)
+    env.reset(seed=0)
+    env.step(np.zeros((8, 1), np.float32))  # 8 times 0.1 s
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "sentence"),
+    [
+        ("tests/NoTaskSpace-v0", {}, "has no task_space"),
+        ("tests/NoWay-v0", {}, "no way to set the environment's task"),
+        ("Acrobot-v1", {}, "has no task_space"),
+        ("CartPole-v1", {}, "is no task family"),
+        ("tests/Troubled-v0", {"num_workers": -1}, "num_workers is -1, but must be at least 0"),
+        ("tests/InScript-v0", {"num_workers": 1}, "move it into a module of its own"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(env_id, kwargs, sentence, monkeypatch):
+    in_script = type("InScript", (misbehaving.TroubledEnv,), {"__module__": "__main__"})
+    monkeypatch.setitem(
+        gymnasium.registry,
+        "tests/InScript-v0",
+        gymnasium.envs.registration.EnvSpec("tests/InScript-v0", in_script),
+    )
+    with pytest.raises(ValueError, match=sentence):
+        make_vec(env_id, 2, 5, **kwargs)
+
+
+def test_no_process_or_file_is_left():
+    env = make_vec("tests/Troubled-v0", 4, num_workers=2)
+    processes, folders = [w.process for w in env._workers], [w._folder.name for w in env._workers]
+    env.close()
+    assert all(process.poll() == 0 for process in processes)
+    assert not any(os.path.exists(folder) for folder in folders)
