@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gymnasium
 import gymnasium.envs.mujoco
 import mujoco
 import numpy as np
@@ -175,7 +176,7 @@ class MujocoVectorEnv(TaskVectorEnv):
         """The scene from a camera that follows the body, (240, 320, 3) uint8.
 
         Raises:
-            RuntimeError: If there is no OpenGL to render with; says what to install.
+            gymnasium.error.DependencyNotInstalled: If there is no OpenGL to render with; says what to install.
         """
         if self._renderer is None:
             _choose_opengl()
@@ -215,7 +216,7 @@ def _choose_opengl() -> None:
             # MuJoCo chose when it was imported; this is the choice it would make now.
             mujoco.gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
             return
-    raise RuntimeError(
+    raise gymnasium.error.DependencyNotInstalled(
         "MuJoCo finds no OpenGL to render with; install EGL or OSMesa (on Debian and Ubuntu: `apt install "
         "libegl1 libgl1-mesa-dri` or `apt install libosmesa6`), or set MUJOCO_GL to one that works."
     )

@@ -1,4 +1,4 @@
-"""The command line: `maml-rl train | evaluate | families`, and the experiments' common front."""
+"""The command line: `maml-rl train | evaluate | render | families`, and the experiments' common front."""
 
 import json
 import os
@@ -61,6 +61,40 @@ def evaluate(
     print(f"picture      {run_dir / 'adaptation.png'}")
 
 
+def render(
+    run_dir: tyro.conf.Positional[Path], num_tasks: int = 2, num_steps: int | None = None, seed: int | None = None
+) -> None:
+    """Films held-out tasks before and after adaptation, side by side: adaptation.mp4, and in TensorBoard.
+
+    Args:
+        run_dir: The run folder.
+        num_tasks: How many of the held-out tasks to show, a row each.
+        num_steps: S, adaptation steps; by default as the run was configured.
+        seed: Seed of the held-out tasks and rollouts; by default as the run was configured.
+    """
+    import dataclasses
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    from .runs import load_run
+    from .video import adaptation_video, add_video, write_video
+
+    if num_tasks < 1:
+        raise UserError(f"num_tasks is {num_tasks}, but must be at least 1.")
+    config, policy, state = load_run(run_dir)
+    config = dataclasses.replace(
+        config,
+        eval_num_steps=config.eval_num_steps if num_steps is None else num_steps,
+        eval_seed=config.eval_seed if seed is None else seed,
+    )
+    frames, fps = adaptation_video(policy, config, num_tasks)
+    write_video(run_dir / "adaptation.mp4", frames, fps)
+    writer = SummaryWriter(str(run_dir))
+    add_video(writer, "eval/video", frames, fps, state.env_steps)
+    writer.close()
+    print(f"video        {run_dir / 'adaptation.mp4'}")
+
+
 def families() -> None:
     """Lists the registered task families with their spaces and horizons."""
     import gymnasium
@@ -106,7 +140,7 @@ def main() -> NoReturn:
     """The command `maml-rl`."""
     _run(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "evaluate": evaluate, "families": families},
+            {"train": train, "evaluate": evaluate, "render": render, "families": families},
             description="Meta-reinforcement learning.",
         )
     )

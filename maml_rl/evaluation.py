@@ -12,9 +12,9 @@ from .adaptation import rollouts_through_adaptation
 from .config import Config
 from .envs import VectorFamily
 from .errors import UserError
-from .policies import flatten, load
+from .policies import flatten
 from .rollouts import Rollouts, make_env
-from .runs import load_checkpoint, load_config, new_policy
+from .runs import load_run, new_policy
 from .streams import stream
 
 
@@ -78,10 +78,7 @@ def evaluate(
         UserError: If an option is out of range, or the folder holds no run.
     """
     if not isinstance(source, nn.Module):
-        config = load_config(Path(source))
-        policy = new_policy(config)
-        load(policy, load_checkpoint(Path(source), flatten(policy)).theta)
-        source = policy
+        config, source, _ = load_run(Path(source))
     if config is None:
         raise UserError("evaluate needs the policy's Config beside a policy; pass evaluate(policy, config).")
     given: dict[str, Any] = {

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .config import Config
 from .errors import UserError
-from .policies import make_policy
+from .policies import flatten, load, make_policy
 from .rollouts import make_env
 from .streams import stream, torch_generator
 
@@ -130,6 +130,19 @@ def load_config(folder: Path) -> Config:
         raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(f"{path} is no configuration of maml_rl ({error}); restore it from a copy.") from error
+
+
+def load_run(folder: Path) -> tuple[Config, nn.Module, State]:
+    """A run as its last checkpoint left it: its options, its policy with θ, and its state.
+
+    Raises:
+        UserError: If the folder holds no run, or a damaged one.
+    """
+    config = load_config(folder)
+    policy = new_policy(config)
+    state = load_checkpoint(folder, flatten(policy))
+    load(policy, state.theta)
+    return config, policy, state
 
 
 def save_checkpoint(folder: Path, state: State) -> None:

@@ -1,0 +1,19 @@
+"""MAML on ants that walk forward or backward, as in section 5.3 of arXiv:1703.03400.
+
+`python experiments/ant_dir.py`
+"""
+
+from pathlib import Path
+
+from maml_rl import Config
+from maml_rl.cli import run_experiment
+
+if __name__ == "__main__":
+    run_experiment(
+        Config(
+            env_id="maml_rl/AntDir-v0",
+            run_dir=Path("runs/ant_dir"),
+            iterations=200,
+            num_tasks=40,
+        )
+    )

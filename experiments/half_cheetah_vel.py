@@ -1,0 +1,19 @@
+"""MAML on half-cheetahs that run at a given speed, as in section 5.3 of arXiv:1703.03400.
+
+`python experiments/half_cheetah_vel.py`
+"""
+
+from pathlib import Path
+
+from maml_rl import Config
+from maml_rl.cli import run_experiment
+
+if __name__ == "__main__":
+    run_experiment(
+        Config(
+            env_id="maml_rl/HalfCheetahVel-v0",
+            run_dir=Path("runs/half_cheetah_vel"),
+            iterations=200,
+            num_tasks=40,
+        )
+    )
