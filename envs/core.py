@@ -99,6 +99,14 @@ class VectorFamily(VectorEnv):
         """What is wrong with tasks (n, D) beyond not being in `task_space`, as a sentence; None if nothing."""
         return None
 
+    def shares(self, num_tasks: int) -> list["VectorFamily"]:
+        """Families of whole tasks' environments that can be stepped by threads of their own, in place of this one.
+
+        Args:
+            num_tasks: M; each task has N / M environments, and belongs to one share.
+        """
+        return [self]
+
     def snapshot(self, index: int) -> np.ndarray:
         """A picture of one environment as it stands, (height, width, 3) uint8."""
         raise NotImplementedError
@@ -267,7 +275,9 @@ class TaskVectorEnv(VectorFamily):
         noise = np.empty((len(indices), self.initial_noise))
         if self.initial_noise or self.step_noise:
             for row, i in enumerate(indices.tolist()):
-                self._streams[i] = np.random.default_rng([self._seeds[i], self._episodes[i]])
+                # Philox takes its key as it is: half the time of default_rng's hashing, N times a reset.
+                key = np.array([self._seeds[i], self._episodes[i]], np.uint64)
+                self._streams[i] = np.random.Generator(np.random.Philox(key=key))
                 noise[row] = self._streams[i].random(self.initial_noise)
         self._episodes[indices] += 1
         return self.initial_state(self.tasks[indices], noise)

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from mujoco.rollout import Rollout
 from scipy.special import ndtri
 
-from .core import TaskVectorEnv, num_cores
+from .core import TaskVectorEnv, VectorFamily, num_cores
 
 _ASSETS = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
 _PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -102,6 +102,8 @@ class MujocoVectorEnv(TaskVectorEnv):
         self._states = np.empty((num_envs, self.frame_skip, self._num_physics))
         self._sensors = np.empty((num_envs, self.frame_skip, model.nsensordata))
         self._renderer: mujoco.Renderer | None = None
+        self._shares: list[VectorFamily] = []
+        self._model_file = model_file
 
     def positions(self, state: np.ndarray) -> np.ndarray:
         """The generalised positions of states (n, ...), (n, nq), in metres and radians."""
@@ -115,6 +117,24 @@ class MujocoVectorEnv(TaskVectorEnv):
     def displacement(self, state: np.ndarray, next_state: np.ndarray) -> np.ndarray:
         """The change of positions over a step divided by its duration, (n, nq)."""
         return (self.positions(next_state) - self.positions(state)) / self.dt
+
+    def shares(self, num_tasks: int) -> list[VectorFamily]:
+        """Two halves, so that the policy acts in one while the physics of the other is on its way.
+
+        There are two on any machine, as each half draws the noise of its actions from a stream of its own.
+        """
+        first = self.num_envs // num_tasks * (num_tasks // 2)
+        if not first:
+            return [self]
+        if not self._shares or self._shares[0].num_envs != first:
+            for share in self._shares:
+                share.close()
+            threads = max(1, len(self._data) // 2)
+            self._shares = [
+                type(self)(num_envs, self.max_episode_steps, num_threads=threads, model_file=self._model_file)
+                for num_envs in (first, self.num_envs - first)
+            ]
+        return self._shares
 
     def models(self, task: np.ndarray) -> list[mujoco.MjModel]:
         """The compiled model of each of n tasks; by default the same for all."""
@@ -146,8 +166,8 @@ class MujocoVectorEnv(TaskVectorEnv):
             state=states,
             sensordata=self._sensors,
             skip_checks=True,
-            # Small enough that no thread waits long for the last one, large enough to be worth handing out.
-            chunk_size=max(1, self.num_envs // (40 * len(self._data))),
+            # A few pieces for each thread: handing out more of them costs more than the last one's tail.
+            chunk_size=max(1, self.num_envs // (4 * len(self._data))),
         )
         last = states[:, -1]
         before = states[:, -2] if self.frame_skip > 1 else state[:, :num_physics]
@@ -194,6 +214,8 @@ class MujocoVectorEnv(TaskVectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stops the threads and the renderer."""
+        for share in self._shares:
+            share.close()
         self._pool.close()
         if self._renderer is not None:
             self._renderer.close()

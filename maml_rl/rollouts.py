@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import gymnasium
@@ -99,9 +101,9 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
 def one_thread() -> Iterator[None]:
     """Keeps torch to this thread.
 
-    Its helpers spin for milliseconds after each operation, in case of another: on cores that MuJoCo's threads
-    or other processes need between two steps of the policy. Two cores stepped 800 half-cheetahs at 0.6 of
-    the speed of bare physics with them, and at 0.75 without.
+    Its helpers spin for milliseconds after each operation, in case of another: on cores that physics or other
+    processes need between two steps of the policy. Two cores stepped 800 half-cheetahs at 0.6 of the speed of
+    bare physics with them, and at 0.75 without.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -133,8 +135,7 @@ def collect(
         UserError: If an observation or reward is not finite (names family, task and step), or if an
             environment raises or its process dies or hangs (names the task, and shows the traceback).
     """
-    num_tasks, num_envs, horizon = len(tasks), env.num_envs, env.max_episode_steps
-    assert horizon is not None
+    num_tasks, num_envs = len(tasks), env.num_envs
     num_rollouts = num_envs // num_tasks
     if len(theta) != num_tasks or num_tasks * num_rollouts != num_envs:
         raise ValueError(
@@ -146,7 +147,56 @@ def collect(
             f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr or max_kl."
         )
     env_seeds, action_seeds = seeds.spawn(2)
-    generator = torch_generator(action_seeds)
+    first_seed = integer_seed(env_seeds)
+    shares = env.shares(num_tasks)
+    with one_thread():
+        if len(shares) == 1:
+            rollouts = _episodes(env, policy, theta, tasks, first_seed, torch_generator(action_seeds))
+        else:
+            firsts = np.cumsum([0] + [share.num_envs for share in shares])
+            of_tasks = [slice(i // num_rollouts, j // num_rollouts) for i, j in pairwise(firsts.tolist())]
+            with ThreadPoolExecutor(len(shares)) as threads:
+                parts = threads.map(
+                    lambda share, rows, first, seeds: _episodes(
+                        share, policy, theta[rows], tasks[rows], first_seed + int(first), torch_generator(seeds)
+                    ),
+                    *(shares, of_tasks, firsts, action_seeds.spawn(len(shares))),
+                )
+                rollouts = _joined(list(parts))
+    _require_finite(env, tasks, rollouts)
+    return rollouts
+
+
+def _joined(parts: list[Rollouts]) -> Rollouts:
+    """Rollouts of some tasks and of others as those of all of them."""
+    tensors = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in Rollouts._fields
+        if name not in ("behaviour", "outcomes")
+    }
+    behaviours = [part.behaviour for part in parts]
+    return Rollouts(
+        **tensors,
+        behaviour=type(behaviours[0])(*(torch.cat(fields) for fields in zip(*behaviours, strict=True))),
+        outcomes={
+            name: torch.cat([part.outcomes.get(name, torch.zeros_like(part.mask[..., 0])) for part in parts])
+            for name in {name for part in parts for name in part.outcomes}
+        },
+    )
+
+
+def _episodes(
+    env: VectorFamily,
+    policy: nn.Module,
+    theta: Tensor,
+    tasks: np.ndarray,
+    first_seed: int,
+    generator: torch.Generator,
+) -> Rollouts:
+    """An episode in every environment, the first one seeded with `first_seed`; else as `collect`."""
+    num_tasks, num_envs, horizon = len(tasks), env.num_envs, env.max_episode_steps
+    assert horizon is not None
+    num_rollouts = num_envs // num_tasks
     policies = per_task(policy, theta)
     to_env = action_map(env.single_action_space)
     shape = (num_tasks, num_rollouts)
@@ -158,8 +208,8 @@ def collect(
     alive = np.ones(num_envs, bool)
     outcomes: dict[str, np.ndarray] = {}
     tasks_in_slots = np.repeat(tasks, num_rollouts, axis=0)
-    with torch.no_grad(), one_thread(), _environment_failures():
-        observation, _ = env.reset(seed=integer_seed(env_seeds), options={"task": tasks_in_slots})
+    with torch.no_grad(), _environment_failures():
+        observation, _ = env.reset(seed=first_seed, options={"task": tasks_in_slots})
         for t in range(horizon):
             o_t = _encode(env.single_observation_space, observation)
             if not alive.all():
@@ -190,7 +240,7 @@ def collect(
 
         observations, actions = by_task(seen), by_task(taken)
         behaviour = type(behaviours[0])(*(by_task(list(parts)) for parts in zip(*behaviours, strict=True)))
-        rollouts = Rollouts(
+        return Rollouts(
             observations=observations,
             actions=actions,
             rewards=from_numpy(rewards),
@@ -201,8 +251,6 @@ def collect(
             advantages=torch.zeros(*shape, horizon),
             outcomes={name: torch.from_numpy(flags).view(shape) for name, flags in outcomes.items()},
         )
-    _require_finite(env, tasks, rollouts)
-    return rollouts
 
 
 @contextlib.contextmanager
@@ -236,6 +284,8 @@ def action_map(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _require_finite(env: VectorFamily, tasks: np.ndarray, rollouts: Rollouts) -> None:
+    if torch.isfinite(rollouts.observations.sum() + rollouts.rewards.sum()):
+        return
     finite = {
         "observation": torch.isfinite(rollouts.observations).all(-1),
         "reward": torch.isfinite(rollouts.rewards),

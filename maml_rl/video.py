@@ -70,7 +70,7 @@ def _column(config: Config, tasks: np.ndarray, batch: Rollouts, phase: int, titl
     to_env = action_map(env.single_action_space)
     column: list[list[np.ndarray]] = [[] for _ in tasks]
     try:
-        env.reset(seed=seeds, options={"task": tasks})  # type: ignore[arg-type] (one for each)
+        env.reset(seed=seeds, options={"task": tasks})  # type: ignore[arg-type]
         for t in range(batch.mask.shape[-1]):
             env.step(to_env(batch.actions[: len(tasks), 0, t].numpy()))
             for i, task in enumerate(tasks):

@@ -155,9 +155,9 @@ def test_seeds_beyond_one_noise_block():
     env = gymnasium.make_vec("maml_rl/BernoulliBandit-v0", num_envs=2, max_episode_steps=200)
     env.reset(seed=3, options={"task": np.full((2, 5), 0.5)})
     pays = np.array([env.step(np.zeros(2, int))[1] for _ in range(200)])
-    stream = np.random.default_rng([4, 0])  # environment 1, episode 0
+    stream = np.random.Generator(np.random.Philox(key=[4, 0]))  # environment 1, episode 0
     np.testing.assert_array_equal(pays[:, 1], stream.random(200) < 0.5)
     env.step(np.zeros(2, int))  # the auto-reset
     again = np.array([env.step(np.zeros(2, int))[1] for _ in range(200)])
-    stream = np.random.default_rng([4, 1])  # episode 1 has a stream of its own
+    stream = np.random.Generator(np.random.Philox(key=[4, 1]))  # episode 1 has a stream of its own
     np.testing.assert_array_equal(again[:, 1], stream.random(200) < 0.5)

@@ -1,4 +1,4 @@
-"""Seconds of a meta-iteration on 2D navigation and of its parts, as JSON.
+"""Seconds of a meta-iteration and of its parts, as JSON; of 2D navigation, or of another family.
 
 Every figure is the median over repetitions, all in one run. The yardsticks stand beside what they measure:
 the KL differentiated twice beside its factored product, and the bare matrix products that one factored
@@ -36,16 +36,25 @@ def median_seconds(f: Callable[[], Any], repetitions: int, warm_up: int = 2) -> 
     return statistics.median(times[warm_up:])
 
 
-def main(repetitions: int = 15, num_tasks: int = 20, num_rollouts: int = 20, chunk_tasks: int = 10) -> None:
+def main(
+    env_id: str = "maml_rl/Navigation2D-v0",
+    repetitions: int = 15,
+    num_tasks: int = 20,
+    num_rollouts: int = 20,
+    chunk_tasks: int = 10,
+) -> None:
     """Measures and prints.
 
     Args:
+        env_id: The task family.
         repetitions: Calls of each part that count.
         num_tasks: M.
         num_rollouts: K.
         chunk_tasks: Tasks differentiated at once.
     """
-    config = Config(num_tasks=num_tasks, num_rollouts=num_rollouts, inner_lr=0.5, chunk_tasks=chunk_tasks)
+    config = Config(
+        env_id=env_id, num_tasks=num_tasks, num_rollouts=num_rollouts, inner_lr=0.5, chunk_tasks=chunk_tasks
+    )
     env = make_env(config, num_tasks * num_rollouts)
     policy = new_policy(config)
     theta = flatten(policy)
@@ -92,6 +101,7 @@ def main(repetitions: int = 15, num_tasks: int = 20, num_rollouts: int = 20, chu
     }
     seconds = {name: median_seconds(f, repetitions) for name, f in parts.items()}
     report = {
+        "env_id": env_id,
         "threads": torch.get_num_threads(),
         "num_tasks": num_tasks,
         "num_rollouts": num_rollouts,
