@@ -72,9 +72,14 @@ def _column(config: Config, tasks: np.ndarray, batch: Rollouts, phase: int, titl
     try:
         env.reset(seed=seeds, options={"task": tasks})  # type: ignore[arg-type]
         for t in range(batch.mask.shape[-1]):
-            env.step(to_env(batch.actions[: len(tasks), 0, t].numpy()))
+            _, rewards, *_ = env.step(to_env(batch.actions[: len(tasks), 0, t].numpy()))
             for i, task in enumerate(tasks):
                 if batch.mask[i, 0, t]:
+                    if not np.isclose(rewards[i], batch.rewards[i, 0, t], rtol=1e-4, atol=1e-4):
+                        raise UserError(
+                            f"{config.env_id} does not do the same again from the same seeds and actions, so that "
+                            "its rollouts cannot be filmed; let reset(seed) seed all its chance."
+                        )
                     caption = f"{title}: return {returns[i, t]:.1f}\ntask {in_words(np.round(task, 2))}"
                     column[i].append(_captioned(env.snapshot(i), caption))
     except gymnasium.error.DependencyNotInstalled as error:

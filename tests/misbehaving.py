@@ -33,6 +33,13 @@ class MisbehavingVectorEnv(Navigation2DVectorEnv):
             reward[(self._steps == 3) & (np.arange(len(reward)) == 5)] = np.nan
         return reward
 
+    def broken(self, state, task):
+        """A slot in each batch of rollouts, at any reset."""
+        broken = super().broken(state, task)
+        if os.environ.get("MISBEHAVE") == "broken":
+            broken[(self._steps == 3) & (np.arange(len(broken)) == 5)] = True
+        return broken
+
     def observation(self, state, task):
         observation = super().observation(state, task)
         if self.misbehaves("observation"):
@@ -139,7 +146,8 @@ class TroubledEnv(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
-        self.x += float(action[0]) + 0.1 * self.np_random.normal()
+        noise = self.np_random if self.trouble != "global chance" else np.random
+        self.x += float(action[0]) + 0.1 * noise.normal()
         if self.steps == 3 and self.task[0] > 0.9:
             if self.trouble == "raise":
                 raise ZeroDivisionError("the friction is 0")

@@ -91,3 +91,151 @@ def test_steps_as_gymnasium_does(name):
     assert not truncated.any()
     assert info == {}
     env.close()
+
+
+@pytest.mark.parametrize("name", ["HalfCheetahVel", "AntVel", "HumanoidDir", "HopperRandParams"])
+def test_whole_episodes_are_like_gymnasium_s(name):
+    """First states, lengths of episodes and the distance covered, under the same random policy."""
+    (peer_id, kwargs), _, _ = PEERS[name]
+    num_episodes, horizon = 150, 30
+    peer = gymnasium.make(peer_id, **kwargs).unwrapped
+    rng = np.random.default_rng(1)
+    first, theirs = [], []
+    for episode in range(num_episodes):
+        first.append(peer.reset(seed=episode)[0])
+        start, length = peer.data.qpos[0], 0
+        for action in random_actions(peer.action_space, rng, horizon):
+            *_, terminated, _, _ = peer.step(action)
+            length += 1
+            if terminated:
+                break
+        theirs.append((length, peer.data.qpos[0] - start))
+    peer.close()
+    env = family(name, num_episodes, horizon)
+    our_first = env.observation(env._state, env.tasks)
+    start, alive = env.positions(env._state)[:, 0].copy(), np.ones(num_episodes, bool)
+    ours = np.zeros((num_episodes, 2))
+    actions = np.stack(
+        [random_actions(env.single_action_space, rng, horizon) for _ in range(num_episodes)], axis=1
+    )
+    for a_t in actions:
+        _, _, terminated, truncated, _ = env.step(a_t)
+        ours[alive, 0] += 1
+        ours[alive, 1] = env.positions(env._state)[alive, 0] - start[alive]
+        alive &= ~(terminated | truncated)
+    env.close()
+    for mine, other in ((our_first, np.array(first)), (ours, np.array(theirs, float))):
+        error = np.sqrt((mine.var(axis=0) + other.var(axis=0)) / num_episodes) + 1e-9
+        assert (np.abs(mine.mean(axis=0) - other.mean(axis=0)) < 4.5 * error).all()
+        assert (mine.std(axis=0) < 1.4 * other.std(axis=0) + 1e-6).all()
+        assert (other.std(axis=0) < 1.4 * mine.std(axis=0) + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["HopperRandParams", "Walker2DRandParams"])
+def test_every_task_has_a_body_of_its_own(name):
+    env = family(name, 3, horizon=10)
+    tasks = np.zeros((3, *env.task_space.shape))
+    tasks[1:, 0] = 1.0  # the first body's mass
+    env.reset(seed=[5, 5, 5], options={"task": tasks})
+    plain, heavy, again = env.models(env.tasks)
+    assert heavy is again
+    assert heavy.body_mass[1] == pytest.approx(1.5 * plain.body_mass[1])
+    np.testing.assert_array_equal(heavy.body_mass[2:], plain.body_mass[2:])
+    # What MuJoCo derives from masses follows them.
+    assert heavy.body_subtreemass[0] == pytest.approx(plain.body_subtreemass[0] + 0.5 * plain.body_mass[1])
+    assert (heavy.dof_invweight0 != plain.dof_invweight0).any()
+    np.testing.assert_array_equal(env.model.body_mass, plain.body_mass)
+    first, _ = env.reset(seed=[5, 5, 5])
+    np.testing.assert_array_equal(first[0], first[1])
+    for _ in range(3):
+        observations, *_ = env.step(np.full(env.action_space.shape, 0.5, np.float32))
+    assert np.abs(observations[0] - observations[1]).max() > 1e-3
+    np.testing.assert_array_equal(observations[1], observations[2])
+    nature = env.sample_tasks(2000, np.random.default_rng(0))
+    assert abs(nature.mean()) < 0.05
+    env.close()
+
+
+def test_a_threads_share_changes_nothing():
+    results = []
+    for num_threads in (1, 2, 3):
+        env = make_vec("maml_rl/AntVel-v0", 5, 10, num_threads=num_threads)
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        results.append([env.step(env.action_space.sample())[0] for _ in range(10)])
+        env.close()
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5])
+def test_halves_do_what_the_whole_does(num_tasks):
+    env = make_vec("maml_rl/HalfCheetahVel-v0", 10, 10)
+    env.reset(seed=7)
+    halves = env.shares(num_tasks)
+    sizes = [half.num_envs for half in halves]
+    assert sum(sizes) == 10
+    assert all(size % (10 // num_tasks) == 0 for size in sizes)
+    assert len(halves) == 2
+    assert env.shares(num_tasks) is halves
+    observations, *_ = env.step(np.full((10, 6), 0.3, np.float32))
+    parts = []
+    for half, first in zip(halves, (0, sizes[0]), strict=True):
+        half.reset(seed=7 + first)
+        parts.append(half.step(np.full((half.num_envs, 6), 0.3, np.float32))[0])
+    np.testing.assert_array_equal(observations, np.concatenate(parts))
+    env.close()
+
+
+@pytest.mark.parametrize("broken", [np.nan, 1e12])
+def test_a_simulation_that_blows_up_ends_its_episode_alone(broken, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    env = make_vec("maml_rl/HalfCheetahVel-v0", 4, 10)
+    env.reset(seed=0)
+    calm, _ = env.reset(seed=0)
+    env.step(np.zeros((4, 6), np.float32))
+    kept = env.observation(env._state, env.tasks)[2]
+    push = env._pool.rollout
+
+    def rollout(model, data, initial_state, *arguments, **kwargs):
+        initial_state[2, 3] = broken  # a position, on the way into MuJoCo
+        return push(model, data, initial_state, *arguments, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(env._pool, "rollout", rollout)
+        observations, rewards, terminated, truncated, info = env.step(np.zeros((4, 6), np.float32))
+    np.testing.assert_array_equal(info["failed"], [False, False, True, False])
+    np.testing.assert_array_equal(truncated, [False, False, True, False])
+    assert not terminated.any()
+    assert np.isfinite(observations).all()
+    np.testing.assert_array_equal(observations[2], kept)  # it stays where it was
+    assert rewards[2] == 0
+    assert (rewards[[0, 1, 3]] != 0).all()
+    after, _, _, truncated, info = env.step(np.zeros((4, 6), np.float32))
+    assert not info
+    assert not truncated.any()
+    assert np.abs(after[2] - calm[2]).max() < 1  # a new episode
+    env.close()
+    assert list(tmp_path.iterdir()) == []  # MuJoCo writes no log into the working folder
+    assert capfd.readouterr().err == ""
+
+
+def test_a_model_that_does_not_compile_is_refused(tmp_path):
+    bad = tmp_path / "bad.xml"
+    bad.write_text("<mujoco><worldbody><body><geom/></worldbody></mujoco>")
+    with pytest.raises(ValueError, match=r"HalfCheetahVelVectorEnv: the model file .*bad.xml does not compile \("):
+        make_vec("maml_rl/HalfCheetahVel-v0", 1, model_file=str(bad))
+    with pytest.raises(ValueError, match=r"none.xml does not compile \(.*(exist|open)"):
+        make_vec("maml_rl/HalfCheetahVel-v0", 1, model_file=str(tmp_path / "none.xml"))
+    with pytest.raises(ValueError, match="num_threads is 0"):
+        make_vec("maml_rl/HalfCheetahVel-v0", 1, num_threads=0)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "task"), [("AntGoal", [2.5, 2.5]), ("HalfCheetahDir", [0.5]), ("AntDir", [0.0])]
+)
+def test_tasks_outside_the_family_are_refused(env_id, task):
+    env = make_vec(f"maml_rl/{env_id}-v0", 1)
+    with pytest.raises(ValueError, match="metres away|no direction"):
+        env.reset(options={"task": [task]})
+    env.close()
