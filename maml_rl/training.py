@@ -66,9 +66,8 @@ def train(config: Config) -> nn.Module:
             after = State(theta, iteration + 1, env_steps)
             returns = log_iteration(writer, state, after, batches, info, collected - started, updated - collected)
             for failed in (batch.outcomes["failed"] for batch in batches if "failed" in batch.outcomes):
-                progress.write(
-                    f"{int(failed.sum())} of {failed.numel()} simulations broke down and were ended", sys.stderr
-                )
+                count = f"{int(failed.sum())} of {failed.numel()}"
+                progress.write(f"{count} simulations broke down and were ended", sys.stderr)
             progress.set_postfix_str(f"return {returns[0]:.2f} → {returns[-1]:.2f}")
             progress.update()
             last = after.iteration == config.iterations
