@@ -89,7 +89,7 @@ class VectorFamily(VectorEnv):
                 f"{self.name}: sample_tasks draws uniformly from a bounded Box, but task_space is {space}; "
                 "define sample_tasks(num_tasks, rng) in the family."
             )
-        return rng.uniform(space.low, space.high, size=(num_tasks, *space.shape))
+        return rng.uniform(space.low, space.high, size=(num_tasks, *space.shape)).astype(space.dtype)
 
     def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
         """Draws held-out tasks (M, D); from p(T) too, unless the family keeps some tasks for tests alone."""

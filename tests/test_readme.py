@@ -8,7 +8,7 @@ import sys
 import gymnasium
 import pytest
 from conftest import ROOT, TINY
-from maml_rl.envs import check_family
+from maml_rl.envs import check_family, families
 
 from maml_rl.cli import table
 from maml_rl.config import Config
@@ -16,31 +16,42 @@ from maml_rl.config import Config
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.fixture
-def boat(tmp_path):
-    """The example saved as boat.py in an empty folder."""
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+@pytest.fixture(params=["boat", "hill"])
+def example(request, tmp_path):
+    """The name of an example, saved as a module in an empty folder."""
+    codes = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (code for code in codes if f'entry_point="{request.param}:' in code)
     assert len(code.splitlines()) <= 50
-    (tmp_path / "boat.py").write_text(code)
-    return tmp_path
+    (tmp_path / f"{request.param}.py").write_text(code)
+    return request.param
 
 
-@pytest.mark.filterwarnings("ignore:.*Box observation space m.*:UserWarning")
-def test_example_keeps_the_contract(boat, monkeypatch):
-    monkeypatch.syspath_prepend(str(boat))
-    __import__("boat")
+@pytest.mark.filterwarnings("ignore:.*Box (observation|action) space.*:UserWarning")
+def test_example_keeps_the_contract(example, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    __import__(example)
+    env_id = f"{example.title()}-v0"
     try:
-        check_family("Boat-v0")
+        check_family(env_id)
     finally:
-        gymnasium.registry.pop("Boat-v0")
-        sys.modules.pop("boat")
+        gymnasium.registry.pop(env_id)
+        sys.modules.pop(example)
 
 
-def test_example_trains_by_the_readme_s_command(boat, command):
-    line = re.search(r"^maml-rl (train --env-id boat:.*)$", README, re.MULTILINE).group(1)
+def test_example_trains_by_the_readme_s_command(example, tmp_path, command):
+    line = re.search(rf"^maml-rl (train --env-id {example}:.*)$", README, re.MULTILINE).group(1)
     result = command(*line.split(), *TINY, "--iterations", 2)
     assert result.returncode == 0, result.stderr
-    assert json.loads((boat / "runs/boat/evaluation.json").read_text())["env_id"] == "boat:Boat-v0"
+    evaluation = json.loads((tmp_path / f"runs/{example}/evaluation.json").read_text())
+    assert evaluation["env_id"] == f"{example}:{example.title()}-v0"
+
+
+def test_families_named_in_the_readme_are_the_registered_ones():
+    table = README.split("## Families")[1].split("## ")[0]
+    named = re.findall(r"`([A-Za-z0-9]+-v0)`", re.sub(r"(?m)^[^|].*$", "", table))
+    assert sorted(f"maml_rl/{name}" for name in named) == [i for i in families() if i.startswith("maml_rl/")]
+    for name, horizon in re.findall(r"^\| `([A-Za-z0-9]+-v0)`.*?\| (\d+) \|", table, re.MULTILINE):
+        assert gymnasium.spec(f"maml_rl/{name}").max_episode_steps == int(horizon)
 
 
 def test_options_and_defaults_named_in_the_readme_exist():
@@ -50,7 +61,7 @@ def test_options_and_defaults_named_in_the_readme_exist():
         defaults = [value.strip() for value in row[1].split(",")]
         for option, default in zip(options, defaults, strict=True):
             value = getattr(Config(), option)
-            if default not in ("the family's", "off"):
+            if default not in ("the family's", "off", "none", "one for each core"):
                 assert float(default) == value, option
             else:
                 assert not value, option
@@ -59,9 +70,11 @@ def test_options_and_defaults_named_in_the_readme_exist():
 def test_metrics_named_in_the_readme_are_the_ones_logged():
     """The table against the code's tags; test_training reads the tags back from event files."""
     table = README.split("## What is logged")[1].split("## ")[0]
-    sources = " ".join((ROOT / f"maml_rl/{name}.py").read_text() for name in ("training", "outer"))
+    sources = " ".join(
+        (ROOT / f"maml_rl/{name}.py").read_text() for name in ("training", "outer", "rollouts", "cli")
+    )
     for tag in re.findall(r"`(?:train|eval|outer|time)/([a-z_]+?)(?:_k)?`", table):
-        assert tag in sources, tag
+        assert tag.removesuffix("_step") in sources, tag
 
 
 def test_tables_are_those_of_the_committed_results():
