@@ -196,3 +196,14 @@ class SlowEnv(TroubledEnv):
 
 
 gymnasium.register("tests/Slow-v0", entry_point="misbehaving:SlowEnv", max_episode_steps=20)
+
+
+class SuccessOnceEnv(TroubledEnv):
+    """Success at step 2 alone, where the task is above 0.5."""
+
+    def step(self, action):
+        *step, _ = super().step(action)
+        return *step, {"success": self.steps == 2 and self.task[0] > 0.5}
+
+
+gymnasium.register("tests/SuccessOnce-v0", entry_point="misbehaving:SuccessOnceEnv", max_episode_steps=20)

@@ -181,3 +181,38 @@ def test_spaces_that_policies_do_not_support_are_refused():
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(UserError, match=f"^{option} is .* but"):
         Config(**{option: value})
+
+
+def test_success_at_any_step_is_success():
+    env, policy, thetas, _ = setup("tests/SuccessOnce-v0")
+    tasks = np.array([[0.2], [0.8], [0.4]])
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    assert rollouts.outcomes["success"].tolist() == [[False] * 4, [True] * 4, [False] * 4]
+
+
+def test_no_two_environments_share_their_chance():
+    """MuJoCo families are collected in two halves: neither first states nor actions may repeat."""
+    env, policy, thetas, tasks = setup("maml_rl/HalfCheetahVel-v0")
+    assert len(env.shares(3)) == 2
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    first = rollouts.observations[:, :, 0].flatten(0, 1)
+    assert len(torch.unique(first, dim=0)) == 12
+    noise = (rollouts.actions - rollouts.behaviour.mean)[:, :, 0].flatten(0, 1)
+    assert len(torch.unique(noise.round(decimals=4), dim=0)) == 12
+    again = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    assert torch.equal(again.observations, rollouts.observations)
+    assert torch.equal(again.actions, rollouts.actions)
+    assert torch.equal(again.rewards, rollouts.rewards)
+    other = collect(env, policy, thetas, tasks, np.random.SeedSequence(1))
+    assert not torch.equal(other.actions, rollouts.actions)
+
+
+def test_torch_gets_its_threads_back():
+    env, policy, thetas, tasks = setup("maml_rl/HalfCheetahVel-v0")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
