@@ -53,7 +53,7 @@ def _is_family(spec: EnvSpec) -> bool:
         return False
     try:
         creator = load_env_creator(entry_point)
-    except ImportError:
+    except Exception:  # someone else's module, not installed or broken: no reason to list nothing at all
         return False
     if spec.vector_entry_point is not None:
         return isinstance(creator, type) and issubclass(creator, TaskVectorEnv)

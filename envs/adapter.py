@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import inspect
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,7 +92,15 @@ class AdaptedVectorEnv(VectorFamily):
         if num_workers and os.name != "posix":
             raise ValueError(f"{self.name}: worker processes need a POSIX system; set num_workers to 0.")
         make = _Maker(spec, max_episode_steps=max_episode_steps, render_mode=render_mode, **kwargs)
-        self._example = make()
+        try:
+            self._example = make()
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError):
+            raise  # says itself what is wrong with the arguments, or not installed
+        except Exception as error:
+            raise BrokenEnvironmentError(
+                f"{self.name}: an environment cannot be made, it raises {error!r}; mend it. Its traceback:\n"
+                f"{traceback.format_exc().rstrip()}"
+            ) from error
         self.metadata = {**self.metadata, "render_fps": self._example.metadata.get("render_fps", 30)}
         self.task_space = self._task_space()
         self.single_observation_space = self._example.observation_space
@@ -153,9 +163,9 @@ class AdaptedVectorEnv(VectorFamily):
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts a new episode in every environment; arguments and result as in `TaskVectorEnv.reset`."""
-        if options and "task" in options:
-            self.tasks = self._checked_tasks(options["task"])
-        seeds = np.full(self.num_envs, -1) if seed is None else self._checked_seeds(seed)
+        tasks = self._checked_tasks(options["task"]) if options and "task" in options else self.tasks
+        seeds = np.full(self.num_envs, -1) if seed is None else self._checked_seeds(seed)  # -1: none
+        self.tasks = tasks
         (self._observations,) = self._call("reset", seeds, self.tasks)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         return self._observations.copy(), {}
@@ -179,7 +189,7 @@ class AdaptedVectorEnv(VectorFamily):
             return self._slots.render(index)
         number = int(np.searchsorted(self._bounds, index, side="right"))
         worker = self._workers[number]
-        worker.connection.send(("render", (index - worker.indices[0],)))
+        worker.send("render", index - worker.indices[0])
         return self._receive(worker, "render")
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -195,8 +205,7 @@ class AdaptedVectorEnv(VectorFamily):
         shares = list(zip(*(np.split(argument, self._bounds) for argument in arguments), strict=True))
         if self._workers:
             for worker, share in zip(self._workers, shares, strict=True):
-                with contextlib.suppress(BrokenPipeError):  # it died; `_receive` says so
-                    worker.connection.send((method, share))
+                worker.send(method, *share)
             results = self._collect(method)
             return [np.concatenate(parts) for parts in zip(*results, strict=True)]
         try:
@@ -206,17 +215,24 @@ class AdaptedVectorEnv(VectorFamily):
             raise self._failure(slot, method, f"raised {error!r}", traceback.format_exc()) from error
 
     def _collect(self, method: str) -> list[Any]:
-        return [self._receive(worker, method) for worker in self._workers]
+        try:
+            return [self._receive(worker, method) for worker in self._workers]
+        except KeyboardInterrupt:
+            # Answers still under way must not be taken for those of the next call.
+            self._end_workers()
+            raise
 
     def _receive(self, worker: "_Worker", method: str) -> Any:
         """Waits for a worker's answer as long as its environments come back one by one, and no longer."""
         calls = -1
-        while not worker.connection.poll(self._timeout):
+        # At first, Python starts and imports the family's module, however quick its environments are.
+        timeout = max(self._timeout, 60.0) if method == "start" else self._timeout
+        while not worker.connection.poll(timeout):
             if calls == (calls := int(worker.progress[0])):
-                self._stop(worker, method, f"has not come back for {self._timeout:g} s (worker_timeout)")
+                self._stop(worker, method, f"has not come back for {timeout:g} s (worker_timeout)")
         try:
             kind, answer = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self._stop(worker, method, f"ended its process (exit code {worker.process.wait()})")
         if kind == "failed":
             self._stop(worker, method, *answer)
@@ -226,9 +242,12 @@ class AdaptedVectorEnv(VectorFamily):
         """Ends all workers, and raises."""
         slot = int(worker.progress[1])
         trace = worker.trace() if trace is None else trace
-        for each in self._workers:
-            each.end(at_once=True)
+        self._end_workers()
         raise self._failure(slot, method, what, trace)
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.end(at_once=True)
 
     def _failure(self, slot: int, method: str, what: str, trace: str) -> BrokenEnvironmentError:
         return BrokenEnvironmentError(
@@ -310,6 +329,13 @@ class _Worker:
     """
 
     def __init__(self, make: _Maker, indices: list[int]):
+        try:
+            content = ForkingPickler.dumps((make, indices))
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise ValueError(
+                f"{make.spec.id}: the environment cannot be made in another process ({error}); register its class "
+                "in a module by a string, or set num_workers to 0."
+            ) from error
         self.indices = indices
         self._folder = tempfile.TemporaryDirectory(prefix="maml_rl-worker-")
         self._trace_file = Path(self._folder.name) / "traceback"
@@ -320,24 +346,30 @@ class _Worker:
         ours, theirs = socket.socketpair()
         command = f"from maml_rl.envs.adapter import work; work({theirs.fileno()}, {self._folder.name!r})"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", command],
+            [sys.executable, "-P", "-c", command],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.connection.send((make, indices))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send_bytes(content)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Asks for a call; whether the process is still there shows when its answer is waited for."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send((method, arguments))
 
     def trace(self) -> str:
         """The Python stack of a process that hangs or crashed, as far as it can be had."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGUSR1)
-            for _ in range(100):
-                if self._trace_file.stat().st_size:
-                    break
-                time.sleep(0.01)
+            sizes = [0]
+            while len(sizes) < 100 and not (sizes[-1] and sizes[-1] == sizes[-2]):  # until all is written
+                time.sleep(0.02)
+                sizes.append(self._trace_file.stat().st_size)
         return self._trace_file.read_text(errors="replace") or "(none: the process left nothing)"
 
     def end(self, at_once: bool = False) -> None:
@@ -358,14 +390,21 @@ def work(descriptor: int, folder: str) -> None:
     with open(Path(folder) / "traceback", "w") as file:
         faulthandler.enable(file, all_threads=False)
         faulthandler.register(signal.SIGUSR1, file, all_threads=False)
-        try:
+        # Only what the connection raises means that the other end has closed: environments may have
+        # connections of their own.
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
             make, indices = connection.recv()
-            slots = _Slots(make, indices, np.memmap(Path(folder) / "progress", np.int64, "r+", shape=(2,)))
-            connection.send(("done", None))
+            progress = np.memmap(Path(folder) / "progress", np.int64, "r+", shape=(2,))
+            slots: Any = None
+            method, arguments = "start", ()
             while True:
+                try:
+                    if slots is None:
+                        slots, result = _Slots(make, indices, progress), None
+                    else:
+                        result = getattr(slots, method)(*arguments)
+                    answer = "done", result
+                except Exception as error:  # whatever it is, the parent reports it
+                    answer = "failed", (f"raised {error!r}", traceback.format_exc())
+                connection.send(answer)
                 method, arguments = connection.recv()
-                connection.send(("done", getattr(slots, method)(*arguments)))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
-        except Exception as error:  # whatever it is, the parent reports it
-            connection.send(("failed", (f"raised {error!r}", traceback.format_exc())))

@@ -77,10 +77,11 @@ def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
         history = [observations]
         ended = np.zeros(env.num_envs, dtype=bool)
         for step in range(num_steps):
-            before = history[-1].copy()
+            latest = history[-4:]
+            before = [array.copy() for array in latest]
             observations, rewards, terminated, truncated, info = env.step(env.action_space.sample())
             where = f"{env_id}, step {step}"
-            assert np.array_equal(history[-1], before), f"{where}: changes an array returned before."
+            assert all(map(np.array_equal, latest, before)), f"{where}: changes an array returned before."
             assert env.observation_space.contains(observations), f"{where}: observations are not in their space."
             assert rewards.shape == (env.num_envs,), f"{where}: rewards have shape {rewards.shape}."
             assert np.isfinite(rewards).all(), f"{where}: a reward is not finite."

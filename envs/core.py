@@ -59,9 +59,13 @@ class VectorFamily(VectorEnv):
                 f"{self.name}: render_mode is {render_mode!r}, but must be None or one of "
                 f"{self.metadata['render_modes']}."
             )
-        self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
+        self._resize(num_envs)
+
+    def _resize(self, num_envs: int) -> None:
+        """Sets all that depends on the number of environments, as if newly made."""
+        self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.tasks = self._checked_tasks(
@@ -151,6 +155,8 @@ class VectorFamily(VectorEnv):
                 f"{self.name}: got {seeds.size} seeds for {self.num_envs} environments; give one number, or one "
                 "for each."
             )
+        if (seeds < 0).any():
+            raise ValueError(f"{self.name}: the seed is {seeds.min()}, but must be at least 0.")
         return seeds
 
     def _checked_actions(self, actions: np.ndarray) -> np.ndarray:
@@ -194,8 +200,8 @@ class TaskVectorEnv(VectorFamily):
     initial_noise = 0
     step_noise = 0
 
-    def __init__(self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None):
-        super().__init__(num_envs, max_episode_steps, render_mode)
+    def _resize(self, num_envs: int) -> None:
+        super()._resize(num_envs)
         self._seeds: np.ndarray | None = None
         self._streams: dict[int, np.random.Generator] = {}
         self._noise = np.empty((num_envs, _NOISE_BLOCK, self.step_noise))
@@ -312,6 +318,8 @@ class TaskVectorEnv(VectorFamily):
         state, tasks = self._state, self.tasks
         self._state = self.transition(state, actions, tasks, noise)
         failed = self.broken(self._state, tasks)
+        if self._any_ended:
+            failed &= ~self._ended  # what an ended environment does before its reset is of no account
         any_failed = bool(failed.any())
         if any_failed:
             self._state[failed] = state[failed]
@@ -327,7 +335,6 @@ class TaskVectorEnv(VectorFamily):
             self._steps[restarted] = 0
             rewards[restarted] = 0.0
             terminated[restarted] = False
-            failed[restarted] = False
         truncated = (
             failed.copy() if self.max_episode_steps is None else failed | (self._steps >= self.max_episode_steps)
         )

@@ -180,8 +180,7 @@ class HumanoidDirVectorEnv(MujocoVectorEnv):
     A = 17; a step lasts 0.015 s.
 
     * Task: the direction phi ~ U[0, 2 pi], in radians from the x axis.
-    * Reward: 1.25 (v_x cos phi + v_y sin phi) + 5 - 0.1 |a|^2, the 5 only while healthy; a is clamped to the
-      actuators' range [-0.4, 0.4], as Gymnasium counts it.
+    * Reward: 1.25 (v_x cos phi + v_y sin phi) + 5 - 0.1 |a|^2, the 5 only while healthy.
     * Terminated: when the torso's height is not between 1 and 2 metres. H = 200.
     """
 
@@ -211,8 +210,8 @@ class _RandomParameters(MujocoVectorEnv):
 
     Source: the environments of Rothfuss et al., arXiv:1810.06784 (rand_param_envs): each number of the model
     is multiplied by b^u with u ~ U[-3, 3]; b is 1.5 for masses, inertias and friction, 1.3 for damping.
-    A task holds all the u: of each body's mass, its three principal inertias, each joint's damping and
-    each geometry's three frictions, in the model's order, without the world body.
+    A task holds all the u: of each body's mass and three principal inertias (not the world's), each joint's
+    damping and each geometry's three frictions (the floor's too), in the model's order.
     """
 
     normal_velocities = False
@@ -230,7 +229,7 @@ class _RandomParameters(MujocoVectorEnv):
 
     def models(self, task: np.ndarray) -> list[mujoco.MjModel]:
         """The compiled model of each of n tasks; equal tasks share one."""
-        if self._compiled_for is not task:
+        if self._compiled_for is None or not np.array_equal(self._compiled_for, task):
             compiled: dict[bytes, mujoco.MjModel] = {}
             for row in task:
                 if row.tobytes() not in compiled:

@@ -1,5 +1,6 @@
 """MuJoCo families: all N environments and all `frame_skip` steps in one call of native threads."""
 
+import copy
 import importlib
 import logging
 import os
@@ -92,18 +93,21 @@ class MujocoVectorEnv(TaskVectorEnv):
         self.single_action_space = spaces.Box(low, high, dtype=np.float32)
         num_observed = model.nq - self.hidden_positions + model.nv
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (num_observed,), np.float64)
+        self._num_threads = num_threads or num_cores()
+        self._num_physics = mujoco.mj_stateSize(model, _PHYSICS)
         super().__init__(num_envs, max_episode_steps, render_mode)
-        threads = min(num_threads or num_cores(), num_envs)
-        self._data = [mujoco.MjData(model) for _ in range(threads)]
+
+    def _resize(self, num_envs: int) -> None:
+        super()._resize(num_envs)
+        threads = min(self._num_threads, num_envs)
+        self._data = [mujoco.MjData(self.model) for _ in range(threads)]
         # One thread is this one: a pool would only add the way there and back.
         self._pool = Rollout(nthread=threads if threads > 1 else 0)
-        self._num_physics = mujoco.mj_stateSize(model, _PHYSICS)
-        self._controls = np.empty((num_envs, self.frame_skip, model.nu))
+        self._controls = np.empty((num_envs, self.frame_skip, self.model.nu))
         self._states = np.empty((num_envs, self.frame_skip, self._num_physics))
-        self._sensors = np.empty((num_envs, self.frame_skip, model.nsensordata))
+        self._sensors = np.empty((num_envs, self.frame_skip, self.model.nsensordata))
         self._renderer: mujoco.Renderer | None = None
         self._shares: list[VectorFamily] = []
-        self._model_file = model_file
 
     def positions(self, state: np.ndarray) -> np.ndarray:
         """The generalised positions of states (n, ...), (n, nq), in metres and radians."""
@@ -129,11 +133,12 @@ class MujocoVectorEnv(TaskVectorEnv):
         if not self._shares or self._shares[0].num_envs != first:
             for share in self._shares:
                 share.close()
-            threads = max(1, len(self._data) // 2)
-            self._shares = [
-                type(self)(num_envs, self.max_episode_steps, num_threads=threads, model_file=self._model_file)
-                for num_envs in (first, self.num_envs - first)
-            ]
+            self._shares = []
+            for num_envs in (first, self.num_envs - first):
+                half = copy.copy(self)  # with whatever a subclass, or its user, has set
+                half._num_threads = max(1, self._num_threads // 2)
+                half._resize(num_envs)
+                self._shares.append(half)
         return self._shares
 
     def models(self, task: np.ndarray) -> list[mujoco.MjModel]:
@@ -200,7 +205,10 @@ class MujocoVectorEnv(TaskVectorEnv):
         """
         if self._renderer is None:
             _choose_opengl()
-            self._renderer = mujoco.Renderer(self.model, 240, 320)
+            try:
+                self._renderer = mujoco.Renderer(self.model, 240, 320)
+            except (mujoco.FatalError, RuntimeError, AttributeError) as error:
+                raise gymnasium.error.DependencyNotInstalled(f"{_NO_OPENGL} ({error})") from error
             # Closed at the latest before Python takes modules down, or OpenGL complains.
             weakref.finalize(self, self._renderer.close)
         data = self._data[0]
@@ -221,11 +229,17 @@ class MujocoVectorEnv(TaskVectorEnv):
             self._renderer.close()
 
 
+_NO_OPENGL = (
+    "MuJoCo finds no OpenGL to render with; install EGL or OSMesa (on Debian and Ubuntu: `apt install libegl1 "
+    "libgl1-mesa-dri` or `apt install libosmesa6`), or set MUJOCO_GL to one that works."
+)
+
+
 def _choose_opengl() -> None:
-    """Makes MuJoCo render without a display, by EGL or OSMesa, unless MUJOCO_GL says what to use."""
-    if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY") or sys.platform != "linux":
+    """Makes MuJoCo render by what works here, a display or none, unless MUJOCO_GL says what to use."""
+    if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
         return
-    for backend in ("egl", "osmesa"):
+    for backend in ("glfw", "egl", "osmesa") if os.environ.get("DISPLAY") else ("egl", "osmesa"):
         # In a process of its own: an attempt that fails leaves PyOpenGL bound to the wrong platform.
         attempt = subprocess.run(
             [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"],
@@ -238,7 +252,4 @@ def _choose_opengl() -> None:
             # MuJoCo chose when it was imported; this is the choice it would make now.
             mujoco.gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
             return
-    raise gymnasium.error.DependencyNotInstalled(
-        "MuJoCo finds no OpenGL to render with; install EGL or OSMesa (on Debian and Ubuntu: `apt install "
-        "libegl1 libgl1-mesa-dri` or `apt install libosmesa6`), or set MUJOCO_GL to one that works."
-    )
+    raise gymnasium.error.DependencyNotInstalled(_NO_OPENGL)

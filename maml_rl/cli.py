@@ -167,7 +167,7 @@ def _run(command: Callable[[], object]) -> NoReturn:
         sys.exit(1)
     except OSError as error:
         # Events and pictures are written by libraries: a full or vanished disk shows here.
-        _fail(f"{error.filename or 'A file of the run'}: {error.strerror}; mend it, then run again.")
+        _fail(f"{error.filename or 'A file of the run'}: {error.strerror or error}; mend it, then run again.")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)

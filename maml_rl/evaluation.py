@@ -36,10 +36,12 @@ def held_out_rollouts(
     tasks = env.sample_test_tasks(config.eval_num_tasks, np.random.default_rng(stream(seed, "held-out tasks")))
     later = config.inner_lr * config.eval_later_lr_factor
     step_sizes = [config.inner_lr if k == 0 else later for k in range(config.eval_num_steps)]
-    batches = rollouts_through_adaptation(
-        env, policy, theta, tasks, step_sizes, config, stream(seed, "held-out rollouts")
-    )
-    env.close()
+    try:
+        batches = rollouts_through_adaptation(
+            env, policy, theta, tasks, step_sizes, config, stream(seed, "held-out rollouts")
+        )
+    finally:
+        env.close()
     return env, tasks, batches
 
 

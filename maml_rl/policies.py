@@ -156,7 +156,10 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
     """
     parameters = unflatten(policy, theta)
     if not isinstance(policy, GaussianMLP | CategoricalMLP):
-        batched = vmap(lambda parameters, observations: functional_call(policy, parameters, (observations,)))
+        # A copy of its own: functional_call changes the module for the time of the call, and the halves of a
+        # MuJoCo family are collected at the same time.
+        own = copy.deepcopy(policy)
+        batched = vmap(lambda parameters, observations: functional_call(own, parameters, (observations,)))
         return partial(batched, parameters)
     # Layers that take a task axis themselves need half of vmap's time, which counts at every step.
     bound = copy.deepcopy(policy)

@@ -82,8 +82,10 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
         )
     except BrokenEnvironmentError as error:
         raise UserError(str(error)) from error
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+    except (gymnasium.error.Error, ImportError, NotImplementedError, TypeError, ValueError) as error:
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip(".")
+        if isinstance(error, NotImplementedError | TypeError | ValueError):  # it is there, but not so
+            raise UserError(f"Cannot make the task family {config.env_id!r}: {reason}.") from error
         raise UserError(
             f"Cannot make the task family {config.env_id!r} ({reason}); `maml-rl families` lists those there are, "
             "and module:id imports the module that registers yours."
@@ -226,7 +228,9 @@ def _episodes(
             rewards[t] = np.where(alive, reward, 0.0)
             np.logical_and(ended, alive, out=terminated[t])
             for name in info.keys() & {"success", "failed"}:
-                outcomes.setdefault(name, np.zeros(num_envs, bool))[alive & info[name]] = True
+                flags = alive & info[name]
+                if name == "success" or flags.any():
+                    outcomes.setdefault(name, np.zeros(num_envs, bool))[flags] = True
             alive &= ~(ended | cut)
             if not alive.any():
                 break
@@ -255,6 +259,7 @@ def _episodes(
 
 @contextlib.contextmanager
 def _environment_failures() -> Iterator[None]:
+    """What an environment did wrong is for the user to mend."""
     try:
         yield
     except BrokenEnvironmentError as error:
@@ -298,7 +303,7 @@ def _require_finite(env: VectorFamily, tasks: np.ndarray, rollouts: Rollouts) ->
     ]
     if bad:
         step, name, task = min(bad)  # the earliest is where it began
-        family = env.spec.id if env.spec else type(env).__name__
+        family = env.spec.id if env.spec else env.name
         raise UserError(
             f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite; mend the "
             "environment, or keep tasks and actions in the range where it is stable."

@@ -1,5 +1,6 @@
 """Videos of held-out tasks before and after adaptation, side by side."""
 
+import dataclasses
 import io
 import math
 import os
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from .config import Config
-from .envs import in_words
+from .envs import BrokenEnvironmentError, in_words
 from .errors import UserError
 from .evaluation import held_out_rollouts, held_out_seed
 from .policies import flatten
@@ -39,14 +40,14 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
     Raises:
         UserError: If the family cannot be rendered here; says what is missing.
     """
-    _, tasks, batches = held_out_rollouts(policy, flatten(policy), config)
+    env, tasks, batches = held_out_rollouts(policy, flatten(policy), config)
     num_tasks = min(num_tasks, len(tasks))
     last = len(batches) - 1
     columns = [
         _column(config, tasks[:num_tasks], batches[k], k, title)
         for k, title in ((0, "before adaptation"), (last, f"after {last} steps"))
     ]
-    env_fps = make_env(config, 1).metadata["render_fps"]
+    env_fps = env.metadata["render_fps"]
     length = max(len(frames) for column in columns for frames in column)
     rows = [
         [np.stack(frames + frames[-1:] * (length - len(frames))) for frames in row]  # ended: stands still
@@ -66,7 +67,7 @@ def _column(config: Config, tasks: np.ndarray, batch: Rollouts, phase: int, titl
     first_seed = integer_seed(phases[phase].spawn(2)[0])
     seeds = [first_seed + i * config.eval_num_rollouts for i in range(len(tasks))]
     returns = batch.rewards[:, 0].cumsum(-1).numpy()
-    env = make_env(config, len(tasks), render_mode="rgb_array")
+    env = make_env(dataclasses.replace(config, num_workers=0), len(tasks), render_mode="rgb_array")
     to_env = action_map(env.single_action_space)
     column: list[list[np.ndarray]] = [[] for _ in tasks]
     try:
@@ -82,7 +83,7 @@ def _column(config: Config, tasks: np.ndarray, batch: Rollouts, phase: int, titl
                         )
                     caption = f"{title}: return {returns[i, t]:.1f}\ntask {in_words(np.round(task, 2))}"
                     column[i].append(_captioned(env.snapshot(i), caption))
-    except gymnasium.error.DependencyNotInstalled as error:
+    except (BrokenEnvironmentError, gymnasium.error.DependencyNotInstalled) as error:
         raise UserError(f"{config.env_id} cannot be rendered here: {error}") from error
     finally:
         env.close()
