@@ -115,10 +115,11 @@ class AdaptedVectorEnv(VectorFamily):
         self._bounds = [int(share[0]) for share in shares[1:]]
         self._workers: list[_Worker] = []
         if num_workers:
-            self._workers = [_Worker(make, share.tolist()) for share in shares]
-            self._collect("start")
+            self._workers = [_Worker(make, int(share[0]), len(share)) for share in shares]
+            self._collect("make")
         else:
-            self._slots = _Slots(make, list(range(num_envs)), np.zeros(2, np.int64))
+            self._slots = _Slots(0, np.zeros(2, np.int64))
+            self._slots.make(make, num_envs)
 
     @property
     def name(self) -> str:
@@ -189,7 +190,7 @@ class AdaptedVectorEnv(VectorFamily):
             return self._slots.render(index)
         number = int(np.searchsorted(self._bounds, index, side="right"))
         worker = self._workers[number]
-        worker.send("render", index - worker.indices[0])
+        worker.send("render", index - worker.first)
         return self._receive(worker, "render")
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -226,7 +227,7 @@ class AdaptedVectorEnv(VectorFamily):
         """Waits for a worker's answer as long as its environments come back one by one, and no longer."""
         calls = -1
         # At first, Python starts and imports the family's module, however quick its environments are.
-        timeout = max(self._timeout, 60.0) if method == "start" else self._timeout
+        timeout = max(self._timeout, 60.0) if method == "make" else self._timeout
         while not worker.connection.poll(timeout):
             if calls == (calls := int(worker.progress[0])):
                 self._stop(worker, method, f"has not come back for {timeout:g} s (worker_timeout)")
@@ -273,17 +274,17 @@ class _Slots:
         progress: [calls begun, slot of the latest one], written before each call.
     """
 
-    def __init__(self, make: Callable[[], gymnasium.Env], indices: list[int], progress: Any):
-        self.indices, self.progress = indices, progress
-        self.envs = []
-        for row in range(len(indices)):
+    def __init__(self, first: int, progress: Any):
+        self.first, self.progress = first, progress
+        self.envs: list[gymnasium.Env] = []
+
+    def begin(self, row: int) -> None:
+        self.progress[:] = self.progress[0] + 1, self.first + row
+
+    def make(self, make: Callable[[], gymnasium.Env], num_envs: int) -> None:
+        for row in range(num_envs):
             self.begin(row)
             self.envs.append(make())
-
-    def begin(self, row: int) -> gymnasium.Env | None:
-        self.progress[0] += 1
-        self.progress[1] = self.indices[row]
-        return self.envs[row] if row < len(self.envs) else None
 
     def reset(self, seeds: np.ndarray, tasks: np.ndarray) -> tuple[np.ndarray, ...]:
         space = self.envs[0].observation_space
@@ -324,27 +325,27 @@ class _Worker:
 
     Attributes:
         connection: Takes (method of `_Slots`, its arguments), gives ("done", result) or ("failed", (what,
-            traceback)); one answer comes unasked, once all environments are made.
+            traceback)); the call of `make` is on its way already.
         progress: As that of its `_Slots`, in memory shared with it.
     """
 
-    def __init__(self, make: _Maker, indices: list[int]):
+    def __init__(self, make: _Maker, first: int, num_envs: int):
         try:
-            content = ForkingPickler.dumps((make, indices))
+            content = ForkingPickler.dumps(("make", (make, num_envs)))
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             raise ValueError(
                 f"{make.spec.id}: the environment cannot be made in another process ({error}); register its class "
                 "in a module by a string, or set num_workers to 0."
             ) from error
-        self.indices = indices
+        self.first = first
         self._folder = tempfile.TemporaryDirectory(prefix="maml_rl-worker-")
         self._trace_file = Path(self._folder.name) / "traceback"
         self._trace_file.touch()
         progress = Path(self._folder.name) / "progress"
         self.progress = np.memmap(progress, np.int64, "w+", shape=(2,))
-        self.progress[1] = indices[0]
+        self.progress[1] = first
         ours, theirs = socket.socketpair()
-        command = f"from maml_rl.envs.adapter import work; work({theirs.fileno()}, {self._folder.name!r})"
+        command = f"from maml_rl.envs.adapter import work; work({theirs.fileno()}, {self._folder.name!r}, {first})"
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", command],
             stdin=subprocess.DEVNULL,
@@ -384,27 +385,19 @@ class _Worker:
         self._folder.cleanup()
 
 
-def work(descriptor: int, folder: str) -> None:
-    """The life of a worker: makes its environments, and answers calls until the other end closes."""
+def work(descriptor: int, folder: str, first: int) -> None:
+    """The life of a worker: answers calls of its `_Slots` until the other end closes."""
     connection = Connection(descriptor)
+    slots = _Slots(first, np.memmap(Path(folder) / "progress", np.int64, "r+", shape=(2,)))
     with open(Path(folder) / "traceback", "w") as file:
         faulthandler.enable(file, all_threads=False)
         faulthandler.register(signal.SIGUSR1, file, all_threads=False)
-        # Only what the connection raises means that the other end has closed: environments may have
-        # connections of their own.
+        # Around the connection alone: environments may have connections of their own that break.
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            make, indices = connection.recv()
-            progress = np.memmap(Path(folder) / "progress", np.int64, "r+", shape=(2,))
-            slots: Any = None
-            method, arguments = "start", ()
             while True:
+                method, arguments = connection.recv()
                 try:
-                    if slots is None:
-                        slots, result = _Slots(make, indices, progress), None
-                    else:
-                        result = getattr(slots, method)(*arguments)
-                    answer = "done", result
+                    answer: Any = "done", getattr(slots, method)(*arguments)
                 except Exception as error:  # whatever it is, the parent reports it
                     answer = "failed", (f"raised {error!r}", traceback.format_exc())
                 connection.send(answer)
-                method, arguments = connection.recv()

@@ -151,6 +151,8 @@ class TroubledEnv(gymnasium.Env):
         if self.steps == 3 and self.task[0] > 0.9:
             if self.trouble == "raise":
                 raise ZeroDivisionError("the friction is 0")
+            if self.trouble == "connection":
+                raise ConnectionResetError("the simulator has gone")
             if self.trouble == "die":
                 os._exit(7)
             if self.trouble == "crash":

@@ -110,6 +110,28 @@ def test_an_exception_is_reported_with_task_and_traceback(num_workers):
     assert 'raise ZeroDivisionError("the friction is 0")' in message
 
 
+def test_an_environment_s_own_broken_connection_is_reported():
+    """A worker must not take it for its parent's end."""
+    assert "raised ConnectionResetError('the simulator has gone') in step" in run_into("connection", 2)
+
+
+def test_a_module_in_the_working_folder_hides_none_of_python_s(tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise RuntimeError('not me')")
+    monkeypatch.chdir(tmp_path)
+    make_vec("tests/Troubled-v0", 2, num_workers=1).close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_refused_reset_changes_nothing(num_workers):
+    env = make_vec("tests/Troubled-v0", 5, num_workers=num_workers)
+    env.reset(seed=0, options={"task": TASKS})
+    for seed in ([1, 2], -5, [0, 1, 2, 3, -1]):
+        with pytest.raises(ValueError, match="seed"):
+            env.reset(seed=seed, options={"task": 1 - TASKS})
+    np.testing.assert_array_equal(env.tasks, TASKS)
+    env.close()
+
+
 def test_a_crash_is_reported_with_task_and_traceback():
     assert "ended its process (exit code -11) in step" in run_into("crash", 2)
 

@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from maml_rl.envs import make_vec
+from maml_rl.envs.locomotion import HalfCheetahVelVectorEnv
 
 NO_CONTACT_FORCES = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0}
 # Family -> Gymnasium's environment with the observation of ours, a task, and that task's reward from the
@@ -184,6 +185,27 @@ def test_halves_do_what_the_whole_does(num_tasks):
         half.reset(seed=7 + first)
         parts.append(half.step(np.full((half.num_envs, 6), 0.3, np.float32))[0])
     np.testing.assert_array_equal(observations, np.concatenate(parts))
+    env.close()
+
+
+class PaidCheetahs(HalfCheetahVelVectorEnv):
+    def __init__(self, num_envs=1, pay=0.0, **kwargs):
+        self.pay = pay
+        super().__init__(num_envs, **kwargs)
+
+    def reward(self, state, action, next_state, task, noise):
+        return np.full(len(state), self.pay)
+
+
+def test_halves_keep_what_a_subclass_and_its_user_set():
+    env = PaidCheetahs(4, pay=7.0, max_episode_steps=5)
+    env.model.opt.gravity[2] = 0.0
+    half, other = env.shares(4)
+    assert half.model is env.model
+    assert other.max_episode_steps == 5
+    half.reset(seed=0)
+    _, rewards, *_ = half.step(np.zeros((2, 6), np.float32))
+    np.testing.assert_array_equal(rewards, [7.0, 7.0])
     env.close()
 
 

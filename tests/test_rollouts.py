@@ -207,6 +207,26 @@ def test_no_two_environments_share_their_chance():
     assert not torch.equal(other.actions, rollouts.actions)
 
 
+def test_halves_share_no_policy():
+    """A user's own module is called functionally, which changes it for the time of the call."""
+    env, inner, thetas, tasks = setup("maml_rl/HalfCheetahVel-v0", num_tasks=4, num_rollouts=20, horizon=30)
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, observations):
+            return self.inner(observations)
+
+    policy = Own()
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
+    for i in range(4):
+        distribution = act(inner, thetas[i], rollouts.observations[i].flatten(0, 1))
+        torch.testing.assert_close(rollouts.behaviour.mean[i].flatten(0, 1), distribution.mean)
+    torch.testing.assert_close(flatten(policy), flatten(inner))
+
+
 def test_torch_gets_its_threads_back():
     env, policy, thetas, tasks = setup("maml_rl/HalfCheetahVel-v0")
     before = torch.get_num_threads()
