@@ -201,7 +201,10 @@ gymnasium.register("tests/Slow-v0", entry_point="misbehaving:SlowEnv", max_episo
 
 
 class SuccessOnceEnv(TroubledEnv):
-    """Success at step 2 alone, where the task is above 0.5."""
+    """Success at step 2 alone, where the task is above 0.5; tests are on one task of their own."""
+
+    def sample_test_tasks(self, num_tasks, rng):
+        return np.full((num_tasks, 1), 0.75)
 
     def step(self, action):
         *step, _ = super().step(action)

@@ -83,6 +83,7 @@ def test_constructor_refuses():
             "task given is not the task in force|task in force changed|rewards are not equivalent",
         ),
         ("step", "same array", "changes an array returned before|share an object"),
+        ("step", "same rewards", "changes an array returned before"),
         ("step", "own noise", "another episode|unlike a single|not equivalent"),
     ],
 )
@@ -96,6 +97,10 @@ def test_check_family_notices(monkeypatch, method, broken, sentence):
             self.tasks = self.sample_tasks(self.num_envs, np.random.default_rng())
         elif broken == "own noise":
             rest[0] = np.random.default_rng().random(self.num_envs)
+        elif broken == "same rewards":
+            buffer = kept.setdefault(id(self), rest[0])
+            buffer[:] = rest[0]
+            rest[0] = buffer
         else:
             buffer = kept.setdefault(id(self), observation)
             buffer[:] = observation

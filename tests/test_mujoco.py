@@ -261,3 +261,27 @@ def test_tasks_outside_the_family_are_refused(env_id, task):
     with pytest.raises(ValueError, match="metres away|no direction"):
         env.reset(options={"task": [task]})
     env.close()
+
+
+@pytest.mark.parametrize("name", ["AntVel", "HumanoidDir", "HopperRandParams", "Walker2DRandParams"])
+def test_bounds_of_health_are_gymnasium_s(name):
+    """States on both sides of every bound, and nowhere in reach of the simulation."""
+    (peer_id, kwargs), _, _ = PEERS[name]
+    peer = gymnasium.make(peer_id, **kwargs).unwrapped
+    env = family(name, 1, horizon=10)
+    rng = np.random.default_rng(0)
+    healthy = []
+    for _ in range(600):
+        state = env.initial_state(env.tasks, rng.random((1, env.initial_noise)))
+        positions, velocities = env.positions(state)[0], env.velocities(state)[0]
+        if "RandParams" in name:
+            positions[1], positions[2] = rng.uniform(0.5, 2.2), rng.uniform(-0.3, 0.3) * rng.choice([1, 4])
+        else:
+            positions[2] = rng.uniform(0.0, 2.3)
+        velocities[3] = rng.choice([0.0, 99.0, 101.0])
+        peer.set_state(positions, velocities)
+        healthy.append(bool(peer.is_healthy))
+        assert env.terminated(state, env.tasks)[0] != healthy[-1]
+    assert 50 < sum(healthy) < 550
+    peer.close()
+    env.close()

@@ -192,13 +192,14 @@ def test_success_at_any_step_is_success():
 
 def test_no_two_environments_share_their_chance():
     """MuJoCo families are collected in two halves: neither first states nor actions may repeat."""
-    env, policy, thetas, tasks = setup("maml_rl/HalfCheetahVel-v0")
-    assert len(env.shares(3)) == 2
+    env, policy, thetas, tasks = setup("maml_rl/HalfCheetahVel-v0", num_tasks=4)
+    assert [share.num_envs for share in env.shares(4)] == [8, 8]
     rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
     first = rollouts.observations[:, :, 0].flatten(0, 1)
-    assert len(torch.unique(first, dim=0)) == 12
-    noise = (rollouts.actions - rollouts.behaviour.mean)[:, :, 0].flatten(0, 1)
-    assert len(torch.unique(noise.round(decimals=4), dim=0)) == 12
+    assert len(torch.unique(first, dim=0)) == 16
+    mean, log_std = rollouts.behaviour
+    noise = ((rollouts.actions - mean) / log_std.exp())[:, :, 0].flatten(0, 1)
+    assert len(torch.unique(noise.round(decimals=4), dim=0)) == 16
     again = collect(env, policy, thetas, tasks, np.random.SeedSequence(0))
     assert torch.equal(again.observations, rollouts.observations)
     assert torch.equal(again.actions, rollouts.actions)

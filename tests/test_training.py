@@ -297,6 +297,14 @@ def test_nothing_is_carried_from_one_task_to_the_next(finished):
         torch.testing.assert_close(one, other)
 
 
+def test_held_out_tasks_are_the_family_s_test_tasks():
+    config = Config(env_id="tests/SuccessOnce-v0", horizon=4, num_workers=0, eval_num_tasks=3, eval_num_rollouts=2)
+    policy = new_policy(config)
+    _, held_out, batches = held_out_rollouts(policy, flatten(policy), config)
+    np.testing.assert_array_equal(held_out, np.full((3, 1), 0.75))
+    assert all(batch.outcomes["success"].all() for batch in batches)
+
+
 def test_held_out_tasks_are_no_training_tasks(finished):
     """Not even with the same seed for both."""
     config, policy = finished
