@@ -1,12 +1,12 @@
 """MuJoCo families: all N environments and all `frame_skip` steps in one call of native threads."""
 
+import atexit
 import copy
 import importlib
 import logging
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -209,13 +209,14 @@ class MujocoVectorEnv(TaskVectorEnv):
                 self._renderer = mujoco.Renderer(self.model, 240, 320)
             except (mujoco.FatalError, RuntimeError, AttributeError) as error:
                 raise gymnasium.error.DependencyNotInstalled(f"{_NO_OPENGL} ({error})") from error
-            # Closed at the latest before Python takes modules down, or OpenGL complains.
-            weakref.finalize(self, self._renderer.close)
+            # At the latest before OpenGL itself ends, or it complains.
+            atexit.register(self._renderer.close)
         data = self._data[0]
         mujoco.mj_setState(self.model, data, state[: self._num_physics], _PHYSICS)
         mujoco.mj_forward(self.model, data)
         camera = mujoco.MjvCamera()
-        camera.type, camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, 1
+        # Not MuJoCo's tracking camera: that one follows smoothly, and each picture here begins anew.
+        camera.lookat[:] = data.subtree_com[1]
         camera.distance, camera.elevation = self.camera_distance, -20.0
         self._renderer.update_scene(data, camera)
         return self._renderer.render()
@@ -226,6 +227,7 @@ class MujocoVectorEnv(TaskVectorEnv):
             share.close()
         self._pool.close()
         if self._renderer is not None:
+            atexit.unregister(self._renderer.close)
             self._renderer.close()
 
 

@@ -285,3 +285,13 @@ def test_bounds_of_health_are_gymnasium_s(name):
     assert 50 < sum(healthy) < 550
     peer.close()
     env.close()
+
+
+def test_the_camera_goes_with_the_body():
+    env = make_vec("maml_rl/HalfCheetahVel-v0", 2, 10, render_mode="rgb_array")
+    env.reset(seed=[1, 1])
+    env.positions(env._state)[1, 0] += 50.0  # metres
+    for frame in env.render():
+        red, green, _ = np.moveaxis(frame.astype(int), 2, 0)
+        assert (red > green + 20).sum() > 200  # the body is the only thing of that colour
+    env.close()
