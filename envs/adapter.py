@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -91,7 +92,8 @@ class AdaptedVectorEnv(VectorFamily):
             )
         if num_workers and os.name != "posix":
             raise ValueError(f"{self.name}: worker processes need a POSIX system; set num_workers to 0.")
-        make = _Maker(spec, max_episode_steps=max_episode_steps, render_mode=render_mode, **kwargs)
+        kwargs |= {"max_episode_steps": max_episode_steps, "render_mode": render_mode}
+        make = partial(gymnasium.make, spec, disable_env_checker=True, **kwargs)
         try:
             self._example = make()
         except (gymnasium.error.Error, ImportError, TypeError, ValueError):
@@ -257,16 +259,6 @@ class AdaptedVectorEnv(VectorFamily):
         )
 
 
-class _Maker:
-    """Makes one environment, in whichever process; pickled as the few values it is made of."""
-
-    def __init__(self, spec: EnvSpec, **kwargs: Any):
-        self.spec, self.kwargs = spec, kwargs
-
-    def __call__(self) -> gymnasium.Env:
-        return gymnasium.make(self.spec, disable_env_checker=True, **self.kwargs)
-
-
 class _Slots:
     """Environments of one process, stepped one after the other.
 
@@ -329,13 +321,13 @@ class _Worker:
         progress: As that of its `_Slots`, in memory shared with it.
     """
 
-    def __init__(self, make: _Maker, first: int, num_envs: int):
+    def __init__(self, make: partial[gymnasium.Env], first: int, num_envs: int):
         try:
             content = ForkingPickler.dumps(("make", (make, num_envs)))
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             raise ValueError(
-                f"{make.spec.id}: the environment cannot be made in another process ({error}); register its class "
-                "in a module by a string, or set num_workers to 0."
+                f"{make.args[0].id}: the environment cannot be made in another process ({error}); register its "
+                "class in a module by a string, or set num_workers to 0."
             ) from error
         self.first = first
         self._folder = tempfile.TemporaryDirectory(prefix="maml_rl-worker-")

@@ -229,16 +229,16 @@ class _RandomParameters(MujocoVectorEnv):
 
     def models(self, task: np.ndarray) -> list[mujoco.MjModel]:
         """The compiled model of each of n tasks; equal tasks share one."""
-        if self._compiled_for is None or not np.array_equal(self._compiled_for, task):
-            compiled: dict[bytes, mujoco.MjModel] = {}
-            for row in task:
-                if row.tobytes() not in compiled:
-                    compiled[row.tobytes()] = self._scaled(row)
-            self._compiled, self._compiled_for = [compiled[row.tobytes()] for row in task], task
+        # The same array at every step of an episode, an equal one at every later reset.
+        if self._compiled_for is not task and not np.array_equal(self._compiled_for, task):
+            rows = {row.tobytes(): row for row in task}
+            compiled = {key: self._scaled(row) for key, row in rows.items()}
+            self._compiled = [compiled[row.tobytes()] for row in task]
+        self._compiled_for = task
         return self._compiled
 
     _compiled: list[mujoco.MjModel]
-    _compiled_for: np.ndarray | None = None
+    _compiled_for: np.ndarray = np.empty(0)
 
     def _scaled(self, task: np.ndarray) -> mujoco.MjModel:
         model = copy.copy(self.model)

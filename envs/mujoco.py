@@ -68,7 +68,6 @@ class MujocoVectorEnv(TaskVectorEnv):
     reset_noise: ClassVar[float]
     normal_velocities: ClassVar[bool]
     largest_velocity: ClassVar[float] = np.inf
-    camera_distance: ClassVar[float] = 4.0
 
     def __init__(
         self,
@@ -217,7 +216,7 @@ class MujocoVectorEnv(TaskVectorEnv):
         camera = mujoco.MjvCamera()
         # Not MuJoCo's tracking camera: that one follows smoothly, and each picture here begins anew.
         camera.lookat[:] = data.subtree_com[1]
-        camera.distance, camera.elevation = self.camera_distance, -20.0
+        camera.distance, camera.elevation = 4.0, -20.0
         self._renderer.update_scene(data, camera)
         return self._renderer.render()
 

@@ -105,8 +105,8 @@ def log_iteration(
     update_seconds: float,
 ) -> list[float]:
     """Writes an iteration's scalars; returns the mean returns after 0 ... S inner steps."""
-    returns = [batch.returns().mean().item() for batch in batches]
     scalars = batch_scalars("train", batches)
+    returns = [scalars[f"train/return_step_{k}"] for k in range(len(batches))]
     scalars["train/adaptation_gain"] = returns[-1] - returns[0]
     scalars |= {f"outer/{name}": value for name, value in info._asdict().items()}
     seconds = collect_seconds + update_seconds

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import math
-import os
 from pathlib import Path
 
 import gymnasium
@@ -20,6 +19,7 @@ from .errors import UserError
 from .evaluation import held_out_rollouts, held_out_seed
 from .policies import flatten
 from .rollouts import Rollouts, action_map, make_env
+from .runs import write_atomically
 from .streams import integer_seed, stream
 
 _CAPTION = 32  # height in pixels; with the frame's, a multiple of 16, as video codecs like it
@@ -99,13 +99,10 @@ def _captioned(frame: np.ndarray, caption: str) -> np.ndarray:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Writes an mp4 file; what stood there before is replaced only once it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp.mp4")
-    try:
-        imageio.imwrite(temporary, frames, plugin="FFMPEG", fps=fps, codec="libx264")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes an mp4 file atomically."""
+    content = imageio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264")
+    assert isinstance(content, bytes)
+    write_atomically(path, content)
 
 
 def add_video(writer: SummaryWriter, tag: str, frames: np.ndarray, fps: int, step: int) -> None:
