@@ -1,6 +1,6 @@
 """The inner loop. It exists here and nowhere else: training and evaluation both call it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,9 +10,11 @@ from torch.func import grad, vmap
 
 from .advantages import with_advantages
 from .config import Config
+from .distributions import Distribution
 from .envs import VectorFamily
 from .errors import UserError
-from .policies import act
+from .policies import act, unflatten
+from .recurrent import GRUPolicy, no_memory
 from .rollouts import Rollouts, collect
 
 
@@ -21,42 +23,130 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum()
 
 
-def inner_loss(policy: nn.Module, theta: Tensor, rollouts: Rollouts) -> Tensor:
-    """The surrogate -E[log π_θ(a_t | o_t) Â_t] of one task, a scalar.
+def vpg(log_probs: Tensor, old: Tensor) -> Tensor:
+    """Log π_θ(a_t | o_t): the surrogate of the original MAML (arXiv:1703.03400, equation 5)."""
+    return log_probs
 
-    Its gradient at the parameters that collected the rollouts is the policy gradient (Williams, 1992);
-    Finn et al., arXiv:1703.03400, equation 5 and algorithm 3.
+
+def lvc(log_probs: Tensor, old: Tensor) -> Tensor:
+    """π_θ(a_t | o_t) / π_old(a_t | o_t): low-variance curvature (Rothfuss et al., arXiv:1810.06784, section 5)."""
+    return torch.exp(log_probs - old)
+
+
+def dice(log_probs: Tensor, old: Tensor) -> Tensor:
+    """What step t changes in the ratio of the whole episode so far: unbiased in every derivative, and noisy.
+
+    Π_{s ≤ t} r_s - Π_{s < t} r_s with r_s = π_θ(a_s | o_s) / π_old(a_s | o_s): DiCE with advantages (Foerster et
+    al., arXiv:1802.05098; Farquhar et al., arXiv:1909.10549, equation 13 with λ = 1).
+    """
+    log_ratios = log_probs - old
+    so_far = log_ratios.cumsum(-1)
+    return torch.exp(so_far) - torch.exp(so_far - log_ratios)
+
+
+# The weight w_t of every step's advantage in the inner loss, from log π_θ(a_t | o_t) and log π_old(a_t | o_t), both
+# (K, H), where π_old drew the actions. At π_θ = π_old each has the gradient ∇ log π_θ.
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"vpg": vpg, "lvc": lvc, "dice": dice}
+
+
+def inner_loss(
+    policy: nn.Module, theta: Tensor, rollouts: Rollouts, estimator: str = "vpg"
+) -> tuple[Tensor, Distribution]:
+    """The surrogate -E[w_t Â_t] of one task, whose gradient is the policy gradient (Williams, 1992).
 
     Args:
         policy: The policy module.
         theta: θ, (P,).
         rollouts: The task's rollouts, (K, H, ...), with advantages.
+        estimator: The name of w_t in `ESTIMATORS`.
+
+    Returns:
+        The loss, a scalar, and π_θ at the observations, of tensors (K·H, ...).
     """
     # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
     distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
-    log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1))
-    return -masked_mean(log_probs * rollouts.advantages.flatten(), rollouts.mask.flatten())
+    log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
+    weights = ESTIMATORS[estimator](log_probs, rollouts.log_probs)
+    return -masked_mean(weights * rollouts.advantages, rollouts.mask), distribution
+
+
+# The name of the parameters that α is multiplied by the exponentials of, where it is learned.
+LOG_LR_FACTORS = "log_lr_factors"
+
+
+def add_lr_factors(policy: nn.Module, config: Config) -> None:
+    """Makes α a part of θ, where it is learned: inner steps leave those entries alone, the outer step does not.
+
+    Raises:
+        UserError: If the policy has no part that `adapt_only` names.
+    """
+    if config.adapt_only is not None:
+        parts = {name.partition(".")[0] for name, _ in policy.named_parameters()}
+        if config.adapt_only not in parts:
+            raise UserError(
+                f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; choose "
+                "one of them."
+            )
+    sizes = [parameter.numel() for parameter in policy.parameters()]
+    counts = {"one": 1, "layer": int(_layers(policy).max()) + 1, "parameter": sum(sizes)}
+    if config.learn_lr != "no":
+        policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(torch.zeros(counts[config.learn_lr])))
+
+
+def _layers(policy: nn.Module) -> Tensor:
+    """The number of the layer that each parameter belongs to, (P,), the factors of α themselves left out."""
+    named = {name: p for name, p in policy.named_parameters() if name != LOG_LR_FACTORS}
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in named))
+    return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
+
+
+def step_sizes(policy: nn.Module, theta: Tensor, config: Config) -> Tensor | float:
+    """α of every entry of θ, (P,), or one number for all; positive, and 0 where inner steps change nothing."""
+    if config.learn_lr == "no" and config.adapt_only is None and config.log_std_lr is None:
+        return config.inner_lr
+    parameters = unflatten(policy, theta)
+    log_factors = parameters.pop(LOG_LR_FACTORS, None)
+    alphas: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        part, _, last = name.partition(".")[0], *name.rpartition(".")[1:]
+        own = config.inner_lr if config.log_std_lr is None or last != "log_std" else config.log_std_lr
+        adapted = config.adapt_only in (None, part)
+        alphas[name] = torch.full((parameter.numel(),), own if adapted else 0.0, dtype=theta.dtype)
+    if log_factors is not None:
+        factors = log_factors.exp()
+        if config.learn_lr == "layer":
+            factors = factors[_layers(policy)]
+        elif config.learn_lr == "one":
+            factors = factors.expand(sum(map(len, alphas.values())))
+        alphas = {
+            name: alpha * factor
+            for (name, alpha), factor in zip(
+                alphas.items(), factors.split([len(alpha) for alpha in alphas.values()]), strict=True
+            )
+        }
+        alphas[LOG_LR_FACTORS] = torch.zeros_like(log_factors)
+    return torch.cat([alphas[name] for name, _ in policy.named_parameters()])
 
 
 def adapt(
-    policy: nn.Module, theta: Tensor, support: Rollouts, step_size: float, first_order: bool = False
-) -> Tensor:
+    policy: nn.Module, theta: Tensor, support: Rollouts, config: Config, lr_factor: float = 1.0
+) -> tuple[Tensor, Distribution]:
     """One inner step on one task: θ' = θ - α ∇_θ L(θ). Batch it over tasks with `vmap`.
 
     Args:
         policy: The policy module.
         theta: The parameters that collected the rollouts, (P,).
         support: The task's rollouts, (K, H, ...), with advantages.
-        step_size: α.
-        first_order: Treat the gradient as a constant, so that ∂θ'/∂θ = I.
+        config: Of it, the inner step's options.
+        lr_factor: What α is multiplied by.
 
     Returns:
-        θ', (P,), differentiable in θ.
+        θ', (P,), and π_θ at the support's observations, of tensors (K·H, ...); both differentiable in θ.
     """
-    gradient = grad(inner_loss, argnums=1)(policy, theta, support)
-    if first_order:
-        gradient = gradient.detach()
-    return theta - step_size * gradient
+    gradient, distribution = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config.estimator)
+    if config.first_order:
+        gradient = gradient.detach()  # ∂θ'/∂θ = I
+    return theta - lr_factor * step_sizes(policy, theta, config) * gradient, distribution
 
 
 def rollouts_through_adaptation(
@@ -64,39 +154,41 @@ def rollouts_through_adaptation(
     policy: nn.Module,
     theta: Tensor,
     tasks: np.ndarray,
-    step_sizes: Sequence[float],
+    lr_factors: Sequence[float],
     config: Config,
     seeds: np.random.SeedSequence,
-) -> list[Rollouts]:
+) -> Iterator[Rollouts]:
     """Alternates K rollouts of each task with an adaptation step on them, and ends with rollouts.
+
+    RL² takes no steps: it remembers. Its rollouts are the first, second, ... episode of K times the same task.
 
     Args:
         env: M·K environments.
         policy: The policy module.
         theta: θ, the same for all tasks at first, (P,).
         tasks: (M, D).
-        step_sizes: α of each of S steps.
-        config: Of it, discount, λ, the chunk size and the share of simulations that may break down.
+        lr_factors: What α is multiplied by in each of S steps.
+        config: The inner step's options, discount, λ, the chunk size, and how much may break down.
         seeds: The source of the streams of every phase.
 
-    Returns:
+    Yields:
         S + 1 batches of rollouts with advantages, (M, K, H, ...): the k-th one collected after k steps.
 
     Raises:
         UserError: If too many simulations broke down, and as `collect` does.
     """
-    phases = seeds.spawn(len(step_sizes) + 1)
+    phases = seeds.spawn(len(lr_factors) + 1)
     thetas = theta.detach().expand(len(tasks), -1)
-    batches = []
+    recurrent = isinstance(policy, GRUPolicy)
+    memory = no_memory(policy, len(tasks), env.num_envs // len(tasks)) if recurrent else None
     for k, phase in enumerate(phases):
-        rollouts = collect(env, policy, thetas, tasks, phase)
+        rollouts = collect(env, policy, thetas, tasks, phase, config.observe_task, memory)
         _require_sound(rollouts, config.max_failed_share)
         rollouts = with_advantages(rollouts, config.discount, config.gae_lambda)
-        batches.append(rollouts)
-        if k < len(step_sizes):
-            step = partial(adapt, policy, step_size=step_sizes[k])
-            thetas = vmap(step, chunk_size=config.chunk_tasks)(thetas, rollouts)
-    return batches
+        yield rollouts
+        if k < len(lr_factors) and not recurrent:
+            step = partial(adapt, policy, config=config, lr_factor=lr_factors[k])
+            thetas, _ = vmap(step, chunk_size=config.chunk_tasks)(thetas, rollouts)
 
 
 def _require_sound(rollouts: Rollouts, max_share: float) -> None:

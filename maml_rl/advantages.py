@@ -75,12 +75,19 @@ def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> R
     values = fit_values(rollouts.observations, returns, mask)
     next_values = torch.nn.functional.pad(values[..., 1:], (0, 1))
     advantages = discounted_sums(rewards + discount * next_values - values, discount * gae_lambda)
-    return rollouts._replace(advantages=normalise(advantages, mask).to(rollouts.rewards.dtype))
+    advantages, scale = normalise(advantages, mask)
+    dtype = rollouts.rewards.dtype
+    return rollouts._replace(advantages=advantages.to(dtype), advantage_scale=scale.to(dtype))
 
 
-def normalise(x: Tensor, mask: Tensor) -> Tensor:
-    """Shifts and scales each task's valid entries to mean 0 and standard deviation 1; (M, K, H), 0 elsewhere."""
+def normalise(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Shifts and scales each task's valid entries (M, K, H) to mean 0 and standard deviation 1.
+
+    Returns:
+        The result, (M, K, H), 0 where masked, and what was divided by, (M,).
+    """
     count = mask.sum((1, 2), keepdim=True)
     centred = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
     std = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return centred / (std + 1e-8)  # entries that are all equal stay 0
+    scale = std + 1e-8  # entries that are all equal stay 0
+    return centred / scale, scale.flatten()

@@ -113,16 +113,19 @@ def families() -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean returns with 95% intervals, a row for each method, a column for each number of steps."""
-    head = "".join(f"{k:>15} step{'s' if k != 1 else ' '}" for k in range(results["num_steps"] + 1))
+    """Mean returns with 95% intervals, a row for each method, a column for each number of steps; not for all of many."""
+    last = results["num_steps"]
+    shown = [k for k in range(last + 1) if k in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, last)]
+    unit = "episode" if "rl2" in results["methods"] else "step"
+    head = "".join(f"{k:>14} {unit}{'s' if k != 1 else ' '}".rjust(21) for k in shown)
     rows = []
     for title, prefix in (("return after", ""), ("success", "success_")):
         curves = {name: curve for name, curve in results["methods"].items() if prefix + "mean" in curve}
         rows += [f"{title:<12}{head}"] * bool(curves)
         for method, curve in curves.items():
             cells = (
-                f"{mean:>12.2f} ± {high - mean:<6.2f}"
-                for mean, (_, high) in zip(curve[prefix + "mean"], curve[prefix + "ci95"], strict=True)
+                f"{curve[prefix + 'mean'][k]:>12.2f} ± {curve[prefix + 'ci95'][k][1] - curve[prefix + 'mean'][k]:<6.2f}"
+                for k in shown
             )
             rows.append(f"{method:<12}" + "".join(cells))
     rows.append(

@@ -1,6 +1,6 @@
 """Every option of a run, in one flat dataclass; the command line is made from it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from .errors import UserError
@@ -48,14 +48,40 @@ class Config:
     """Widths of the policy's hidden tanh layers."""
     initial_std: float = 1.0
     """Standard deviation of the Gaussian policy before training, in units of half the action range."""
+    observe_task: bool = False
+    """Append the task to the observation: with num_steps 0, the oracle, which need not adapt."""
+    context_size: int = 0
+    """Inputs of the policy that are parameters, 0 at first, for `adapt_only context` (CAVIA)."""
+    rl2_episodes: int = 0
+    """Train RL² in place of an inner loop: a GRU policy that remembers over this many episodes of a task."""
 
     num_steps: int = 1
-    """S, inner policy-gradient steps in training, each on new rollouts."""
+    """S, inner policy-gradient steps in training, each on new rollouts; 0 is ordinary pre-training."""
     inner_lr: float = 0.1
     """α, step size of the inner policy-gradient step."""
+    log_std_lr: float | None = None
+    """α of the log standard deviations, by default `inner_lr`."""
+    learn_lr: str = "no"
+    """What α is multiplied by learned factors for: `one` for all, each `layer`, or each `parameter` (Meta-SGD)."""
+    adapt_only: str | None = None
+    """The part of the policy that inner steps change, by its name: `head` is ANIL, `context` CAVIA; by default all."""
     first_order: bool = False
     """Leave the second derivatives out of the meta-gradient (FOMAML)."""
+    estimator: str = "vpg"
+    """The inner loss: `vpg`, `lvc` or `dice`, alike in value and gradient, not in their second derivatives."""
+    e_maml: float = 0.0
+    """Weight of E-MAML's credit for exploring: 1 is the exact gradient, 1/K what published programs use."""
 
+    outer: str = "trpo"
+    """The outer optimiser: `trpo`, `ppo` (with `lvc`: ProMP), `adam` or `reptile`."""
+    outer_lr: float = 0.001
+    """β, step size of `ppo` and `adam`; for `reptile` the share of the way to the adapted parameters."""
+    ppo_epochs: int = 5
+    """Gradient steps of `ppo` on the same rollouts."""
+    ppo_clip: float = 0.2
+    """How far from 1 `ppo` rewards ratios of probabilities to go."""
+    kl_penalty: float = 0.0005
+    """Weight, with `ppo`, of the mean KL between sampling and current policies at every inner step."""
     max_kl: float = 0.01
     """Trust region: largest mean KL(old ‖ new) of the adapted policies in an outer step, in nats."""
     cg_iterations: int = 10
@@ -76,8 +102,8 @@ class Config:
     """Rollouts of a held-out task before and after each adaptation step."""
     eval_seed: int | None = None
     """Seed of the held-out tasks and their rollouts, by default `seed`; training never uses their streams."""
-    eval_later_lr_factor: float = 0.5
-    """Factor on α for evaluation steps after the first, as in the MAML paper."""
+    eval_lr_factors: tuple[float, ...] = (1.0, 0.5)
+    """Factors on α for the steps of an evaluation, the last one for all further steps; as in the MAML paper."""
 
     checkpoint_every: int = 5
     """Iterations between checkpoints."""
@@ -87,33 +113,101 @@ class Config:
     def __post_init__(self) -> None:
         at_least = {
             "seed": 0,
-            "iterations": 1,
+            "iterations": 0,
             "num_tasks": 1,
             "num_rollouts": 1,
+            "horizon": 1,
+            "num_workers": 0,
+            "context_size": 0,
+            "rl2_episodes": 0,
             "num_steps": 0,
+            "ppo_epochs": 1,
             "cg_iterations": 1,
             "line_search_steps": 1,
             "eval_every": 0,
             "eval_num_steps": 0,
             "eval_num_tasks": 2,
             "eval_num_rollouts": 1,
+            "eval_seed": 0,
             "checkpoint_every": 1,
             "chunk_tasks": 1,
         }
         for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        for name, least in {"horizon": 1, "eval_seed": 0, "num_workers": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        for name in ("inner_lr", "initial_std", "max_kl", "worker_timeout"):
+        for name in ("inner_lr", "initial_std", "outer_lr", "ppo_clip", "max_kl", "worker_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be a positive number.")
         for name in ("discount", "gae_lambda", "max_failed_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be between 0 and 1.")
-        for name in ("cg_damping", "eval_later_lr_factor"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        for name in ("cg_damping", "e_maml", "kl_penalty", "log_std_lr"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be 0 or a positive number.")
         if any(size < 1 for size in self.hidden_sizes):
             raise UserError(f"hidden_sizes is {self.hidden_sizes}, but every layer needs at least 1 unit.")
+        if not self.eval_lr_factors or not all(0 <= factor < float("inf") for factor in self.eval_lr_factors):
+            raise UserError(
+                f"eval_lr_factors is {self.eval_lr_factors}, but must be at least one number, none below 0."
+            )
+        if self.learn_lr not in ("no", "one", "layer", "parameter"):
+            raise UserError(f"learn_lr is {self.learn_lr!r}, but must be 'no', 'one', 'layer' or 'parameter'.")
+        self._refuse_senseless()
+
+    def _refuse_senseless(self) -> None:
+        """Refuses options that contradict each other, each with what to choose instead."""
+        default = {field.name: field.default for field in fields(Config)}
+        inner = [
+            name
+            for name in ("log_std_lr", "learn_lr", "adapt_only", "first_order", "estimator", "e_maml")
+            if getattr(self, name) != default[name]
+        ]
+        if self.rl2_episodes:
+            if self.num_steps or inner:
+                wrong = "num_steps" if self.num_steps else inner[0]
+                raise UserError(
+                    f"{wrong} is {getattr(self, wrong)!r}, but RL² adapts by its memory and has no inner loop; choose "
+                    f"num_steps 0 and leave {wrong if inner else 'the inner loop'} out, or leave rl2_episodes out."
+                )
+            if self.outer != "ppo":
+                raise UserError(f"outer is {self.outer!r}, but RL² is trained by PPO; choose outer ppo.")
+            if self.context_size:
+                raise UserError("context_size is for inner steps, which RL² has none of; leave it out.")
+        elif self.num_steps == 0:
+            for name in ("learn_lr", "first_order", "estimator", "e_maml"):
+                if name in inner:
+                    raise UserError(
+                        f"{name} is {getattr(self, name)!r}, but with num_steps 0 training has no inner step to "
+                        f"differentiate; choose num_steps 1 or more, or leave {name} out."
+                    )
+        if self.outer == "reptile":
+            if self.num_steps == 0:
+                raise UserError(
+                    "outer is 'reptile', which moves towards adapted parameters; choose num_steps 1 or more."
+                )
+            for name in ("estimator", "e_maml", "first_order", "learn_lr"):
+                if name in inner:
+                    raise UserError(
+                        f"{name} is {getattr(self, name)!r}, but Reptile takes no derivative of the inner step, which "
+                        f"is all that {name} changes; choose outer trpo, ppo or adam, or leave {name} out."
+                    )
+        if self.observe_task and self.num_steps:
+            raise UserError(
+                f"observe_task is on and num_steps is {self.num_steps}, but a policy that sees the task has nothing to "
+                "adapt to; choose num_steps 0, or leave observe_task out."
+            )
+        if self.adapt_only == "context" and not self.context_size:
+            raise UserError(
+                "adapt_only is 'context', but the policy has none; choose a context_size of 1 or more."
+            )
+
+    @property
+    def method(self) -> str:
+        """What the method of a run is called in results."""
+        if self.iterations == 0:
+            return "scratch"
+        if self.rl2_episodes:
+            return "rl2"
+        if self.observe_task:
+            return "oracle"
+        return "maml" if self.num_steps else "pretrain"

@@ -74,4 +74,30 @@ class Categorical(NamedTuple):
         return Categorical(p * (tangent.logits - (p * tangent.logits).sum(-1, keepdim=True)))
 
 
-Distribution = Normal | Categorical
+class MultiCategorical(NamedTuple):
+    """Independent distributions over several discrete actions each, for MultiDiscrete spaces.
+
+    Attributes:
+        logits: (..., A, n) for A actions with up to n values; for values that an action has not, -1e9.
+    """
+
+    logits: Tensor
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draws actions, (..., A) int64."""
+        return Categorical(self.logits).sample(generator)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """The log-probability of actions (..., A), shape (...)."""
+        return Categorical(self.logits).log_prob(actions).sum(-1)
+
+    def kl(self, other: "MultiCategorical") -> Tensor:
+        """KL(self ‖ other) in nats, shape (...)."""
+        return Categorical(self.logits).kl(Categorical(other.logits)).sum(-1)
+
+    def fisher_product(self, tangent: "MultiCategorical") -> "MultiCategorical":
+        """F t, with F the Fisher information in the logits."""
+        return MultiCategorical(Categorical(self.logits).fisher_product(Categorical(tangent.logits)).logits)
+
+
+Distribution = Normal | Categorical | MultiCategorical

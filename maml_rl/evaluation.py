@@ -1,6 +1,7 @@
 """Evaluation: returns after 0 ... S adaptation steps on held-out tasks."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .streams import stream
 
 def held_out_rollouts(
     policy: nn.Module, theta: Tensor, config: Config
-) -> tuple[VectorFamily, np.ndarray, list[Rollouts]]:
+) -> tuple[VectorFamily, np.ndarray, Iterator[Rollouts]]:
     """Adapts to held-out tasks, drawn from a stream that training never uses.
 
     Args:
@@ -29,20 +30,24 @@ def held_out_rollouts(
         config: Of it, the family and the options named `eval_...`.
 
     Returns:
-        The environments, the tasks (M, D), and S + 1 batches of rollouts (M, K, H, ...).
+        The environments, the tasks (M, D), and S + 1 batches of rollouts (M, K, H, ...), each collected only when
+        it is asked for, so that a thousand steps need no more memory than one.
     """
     seed = held_out_seed(config)
     env = make_env(config, config.eval_num_tasks * config.eval_num_rollouts)
     tasks = env.sample_test_tasks(config.eval_num_tasks, np.random.default_rng(stream(seed, "held-out tasks")))
-    later = config.inner_lr * config.eval_later_lr_factor
-    step_sizes = [config.inner_lr if k == 0 else later for k in range(config.eval_num_steps)]
-    try:
-        batches = rollouts_through_adaptation(
-            env, policy, theta, tasks, step_sizes, config, stream(seed, "held-out rollouts")
-        )
-    finally:
-        env.close()
-    return env, tasks, batches
+    last = len(config.eval_lr_factors) - 1
+    lr_factors = [config.eval_lr_factors[min(k, last)] for k in range(config.eval_num_steps)]
+
+    def batches() -> Iterator[Rollouts]:
+        try:
+            yield from rollouts_through_adaptation(
+                env, policy, theta, tasks, lr_factors, config, stream(seed, "held-out rollouts")
+            )
+        finally:
+            env.close()
+
+    return env, tasks, batches()
 
 
 def held_out_seed(config: Config) -> int:
@@ -54,6 +59,8 @@ def evaluate(
     source: Path | str | nn.Module,
     config: Config | None = None,
     *,
+    policy: nn.Module | None = None,
+    untrained: nn.Module | None = None,
     num_steps: int | None = None,
     num_tasks: int | None = None,
     num_rollouts: int | None = None,
@@ -64,23 +71,27 @@ def evaluate(
     Args:
         source: A run folder, or a policy module, which is not changed.
         config: The run's options; needed with a module, read from a folder.
+        policy: The module of your own that a run folder's run was trained with, if it was.
+        untrained: The policy that "random" is drawn for; by default as the configuration makes it.
         num_steps: S, adaptation steps; by default the configuration's `eval_num_steps`, and so on.
         num_tasks: Held-out tasks, at least 2 for an interval.
         num_rollouts: K, rollouts of a task before and after each step.
         seed: Seed of the held-out tasks and rollouts.
 
     Returns:
-        What evaluation.json holds: for each method under "methods", "returns" (undiscounted, averaged over
-        K rollouts; for every task S + 1 numbers), their "mean" over tasks (S + 1), and "ci95", the 95%
-        confidence intervals of the mean by Student's t over tasks (S + 1 pairs). Where the family reports
-        success, "success", "success_mean" and "success_ci95" beside them: the share of a task's rollouts that
-        succeeded at any step.
+        What evaluation.json holds: for each method under "methods" - that of the run, and "random", the untrained
+        policy under the same adaptation - "returns" (undiscounted, averaged over K rollouts; for every task S + 1
+        numbers), their "mean" over tasks (S + 1), "ci95", the 95% confidence intervals of the mean by Student's t
+        over tasks (S + 1 pairs), and "env_steps", the environment steps that a task's learner had seen before (S + 1).
+        Where the family reports success, "success", "success_mean" and "success_ci95" beside them: the share of a
+        task's rollouts that succeeded at any step.
 
     Raises:
         UserError: If an option is out of range, or the folder holds no run.
     """
     if not isinstance(source, nn.Module):
-        config, source, _ = load_run(Path(source))
+        config, source, _ = load_run(Path(source), policy)
+        untrained = new_policy(config, policy)
     if config is None:
         raise UserError("evaluate needs the policy's Config beside a policy; pass evaluate(policy, config).")
     given: dict[str, Any] = {
@@ -92,16 +103,9 @@ def evaluate(
     config = dataclasses.replace(
         config, **{f"eval_{name}": value for name, value in given.items() if value is not None}
     )
-    methods = {}
-    for method, policy in {"maml": source, "random": new_policy(config)}.items():
-        _, _, batches = held_out_rollouts(policy, flatten(policy), config)
-        returns = np.stack([batch.returns().double().numpy() for batch in batches], axis=1)
-        mean, ci95 = mean_and_interval(returns)
-        methods[method] = {"returns": returns.tolist(), "mean": mean, "ci95": ci95}
-        if all("success" in batch.outcomes for batch in batches):
-            rates = np.stack([batch.outcomes["success"].double().mean(-1).numpy() for batch in batches], axis=1)
-            mean, ci95 = mean_and_interval(rates)
-            methods[method] |= {"success": rates.tolist(), "success_mean": mean, "success_ci95": ci95}
+    methods = {config.method: curve(source, config)}
+    if config.method != "scratch":  # which is the untrained policy itself
+        methods["random"] = curve(new_policy(config) if untrained is None else untrained, config)
     return {
         "env_id": config.env_id,
         "num_steps": config.eval_num_steps,
@@ -110,6 +114,29 @@ def evaluate(
         "seed": held_out_seed(config),
         "methods": methods,
     }
+
+
+def curve(policy: nn.Module, config: Config) -> dict[str, Any]:
+    """One method's part of `evaluate`'s result."""
+    _, _, batches = held_out_rollouts(policy, flatten(policy), config)
+    returns, success, seen = [], [], [0.0]
+    for batch in batches:
+        returns.append(batch.returns().double().numpy())
+        success.append(
+            batch.outcomes["success"].double().mean(-1).numpy() if "success" in batch.outcomes else None
+        )
+        # Each of RL²'s K rollouts of a task is a learner of its own; an inner step learns from all K.
+        learners = config.eval_num_rollouts if config.rl2_episodes else 1
+        seen.append(seen[-1] + int(batch.mask.sum()) / len(batch.mask) / learners)
+    by_task = np.stack(returns, axis=1)
+    mean, ci95 = mean_and_interval(by_task)
+    result: dict[str, Any] = {"returns": by_task.tolist(), "mean": mean, "ci95": ci95, "env_steps": seen[:-1]}
+    rates = [rate for rate in success if rate is not None]
+    if len(rates) == len(returns):
+        by_task = np.stack(rates, axis=1)
+        mean, ci95 = mean_and_interval(by_task)
+        result |= {"success": by_task.tolist(), "success_mean": mean, "success_ci95": ci95}
+    return result
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[list[float], list[list[float]]]:

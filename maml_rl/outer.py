@@ -1,242 +1,140 @@
-"""The outer step: TRPO on the adapted policies, through the inner steps."""
+"""The outer optimisers: from θ and an iteration's rollouts to the next θ."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
-from .adaptation import adapt, masked_mean
 from .config import Config
-from .distributions import Distribution
+from .errors import UserError
+from .objectives import (
+    clipped_surrogate,
+    exploration_credits,
+    exploration_loss,
+    mean_and_gradient,
+    mean_kl,
+    outer_loss,
+    outer_objective,
+    through_adaptation,
+)
 from .policies import act
 from .rollouts import Rollouts
+from .trust_region import trpo_step
+
+# From the policy, θ (P,), what the optimiser remembers of earlier iterations ({} at first), the rollouts before each
+# inner step and after the last one, (M, K, H, ...) with advantages, and the options, to the next θ, what it now
+# remembers (numbers, strings and tensors in lists and dictionaries), and figures for the log.
+OuterStep = Callable[
+    [nn.Module, Tensor, dict[str, Any], Sequence[Rollouts], Config],
+    tuple[Tensor, dict[str, Any], dict[str, float]],
+]
 
 
-class OuterInfo(NamedTuple):
-    """What an outer step did.
+def adam_step(
+    policy: nn.Module, theta: Tensor, memory: dict[str, Any], batches: Sequence[Rollouts], config: Config
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """A step of Adam (Kingma and Ba, arXiv:1412.6980) along the plain meta-gradient; see `OuterStep`."""
+    *before_each, query = batches
+    supports = tuple(before_each)
 
-    Attributes:
-        surrogate_before: The surrogate loss -E[ratio · Â] at the old parameters.
-        surrogate_after: The same at the new ones.
-        kl: Mean KL(old ‖ new) of the adapted policies, in nats.
-        line_search_steps: Candidates tried; 0 if there was no direction to search along.
-        gradient_norm: The Euclidean norm of the meta-gradient.
-        accepted: 1 if the parameters changed, 0 if they were kept for want of a better candidate.
+    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
+        return outer_loss(policy, theta, supports, query, credit, config)[0]
+
+    data = (supports, exploration_credits(query), query)
+    before, gradient = mean_and_gradient(loss, theta, data, config.chunk_tasks)
+    theta, memory = adam(theta, gradient, memory, config.outer_lr)
+    after, kl = outer_objective(policy, theta, supports, query, config)
+    return theta, memory, _figures(before, after, kl, gradient)
+
+
+def ppo_step(
+    policy: nn.Module, theta: Tensor, memory: dict[str, Any], batches: Sequence[Rollouts], config: Config
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """Some steps of Adam on the clipped surrogate of the adapted policies; see `OuterStep`.
+
+    With the KL between sampling and current policies before every inner step as a penalty, and the estimator
+    `lvc`, it is ProMP (Rothfuss et al., arXiv:1810.06784, equation 15).
     """
+    *before_each, query = batches
+    supports = tuple(before_each)
 
-    surrogate_before: float
-    surrogate_after: float
-    kl: float
-    line_search_steps: int
-    gradient_norm: float
-    accepted: int
+    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
+        adapted, passed = through_adaptation(policy, theta, supports, config)
+        distribution = act(policy, adapted, query.observations.flatten(0, 1))
+        total = clipped_surrogate(distribution, query, config.ppo_clip)
+        for before, support in zip(passed, supports, strict=True):
+            total = total + config.kl_penalty * mean_kl(before, support)
+        if config.e_maml:
+            total = total + config.e_maml * exploration_loss(passed, supports, credit)
+        return total
+
+    data = (supports, exploration_credits(query), query)
+    for epoch in range(config.ppo_epochs):
+        value, gradient = mean_and_gradient(loss, theta, data, config.chunk_tasks)
+        if epoch == 0:
+            first_value, first_gradient = value, gradient
+        theta, memory = adam(theta, gradient, memory, config.outer_lr)
+    after, kl = outer_objective(policy, theta, supports, query, config)
+    return theta, memory, _figures(first_value, after, kl, first_gradient)
 
 
-def adapted_policy(
-    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
-) -> Distribution:
-    """The adapted policy of one task at its query observations.
+def reptile_step(
+    policy: nn.Module, theta: Tensor, memory: dict[str, Any], batches: Sequence[Rollouts], config: Config
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """θ + β (mean over tasks of the adapted parameters - θ); see `OuterStep`.
 
-    Args:
-        policy: The policy module.
-        theta: θ, (P,).
-        supports: For each of S inner steps, the task's rollouts (K, H, ...) with advantages.
-        query: The task's rollouts under the adapted policy, (K, H, ...).
-        config: Of it, the inner step's options.
-
-    Returns:
-        A distribution of tensors (K·H, ...), differentiable in θ.
+    Nichol et al., arXiv:1803.02999, algorithm 1 in its batched form. Of the rollouts after the last inner step it makes
+    no use.
     """
-    for support in supports:
-        theta = adapt(policy, theta, support, config.inner_lr, config.first_order)
-    return act(policy, theta, query.observations.flatten(0, 1))
+    supports = tuple(batches[:-1])
+
+    def adapted(supports: tuple[Rollouts, ...]) -> Tensor:
+        return through_adaptation(policy, theta, supports, config)[0]
+
+    with torch.no_grad():
+        direction = (vmap(adapted, chunk_size=config.chunk_tasks)(supports) - theta).mean(0)
+    return theta + config.outer_lr * direction, memory, {"gradient_norm": direction.norm().item()}
 
 
-def surrogate(distribution: Distribution, query: Rollouts) -> Tensor:
-    """One task's outer loss -E[π_θ'(a_t | o_t) / π_old(a_t | o_t) · Â_t] over its query rollouts, a scalar.
+OPTIMISERS: dict[str, OuterStep] = {
+    "trpo": trpo_step,
+    "ppo": ppo_step,
+    "adam": adam_step,
+    "reptile": reptile_step,
+}
 
-    π_old is the policy that drew the actions (Schulman et al., arXiv:1502.05477, equation 14). The
-    distribution is of tensors (K·H, ...), the query of (K, H, ...).
+
+def optimiser(config: Config) -> OuterStep:
+    """The outer step that the options name.
+
+    Raises:
+        UserError: If there is none of that name.
     """
-    ratio = torch.exp(distribution.log_prob(query.actions.flatten(0, 1)) - query.log_probs.flatten())
-    return -masked_mean(ratio * query.advantages.flatten(), query.mask.flatten())
+    if config.outer not in OPTIMISERS:
+        raise UserError(f"outer is {config.outer!r}, but must be one of {', '.join(OPTIMISERS)}.")
+    return OPTIMISERS[config.outer]
 
 
-def mean_kl(distribution: Distribution, query: Rollouts) -> Tensor:
-    """One task's mean KL(π_old ‖ π_θ') over the states of its query rollouts, a scalar; shapes as above."""
-    old = tree_map(lambda x: x.flatten(0, 1), query.behaviour)
-    return masked_mean(old.kl(distribution), query.mask.flatten())
+def adam(
+    theta: Tensor, gradient: Tensor, memory: dict[str, Any], learning_rate: float
+) -> tuple[Tensor, dict[str, Any]]:
+    """One step of `torch.optim.Adam`, with its state as a value: θ and the memory given are not changed."""
+    theta = theta.detach().clone()
+    optimizer = torch.optim.Adam([theta], lr=learning_rate)
+    if memory:
+        optimizer.load_state_dict(copy.deepcopy(memory))
+    theta.grad = gradient
+    optimizer.step()
+    return theta, optimizer.state_dict()
 
 
-class Linearised(NamedTuple):
-    """The adapted policies of a chunk of tasks at θ, and their derivative J in θ.
-
-    Attributes:
-        query: The chunk's query rollouts, (m, K, H, ...).
-        outputs: The adapted policies' distributions, of tensors (m, K·H, ...).
-        jvp: t ↦ J t, from (P,) to tensors like `outputs`.
-        vjp: u ↦ Jᵀ u, the other way round.
-    """
-
-    query: Rollouts
-    outputs: Distribution
-    jvp: Callable[[Tensor], Distribution]
-    vjp: Callable[[Distribution], Tensor]
-
-
-def linearise(f: Callable[[Tensor], Distribution], theta: Tensor, query: Rollouts) -> Linearised:
-    """Evaluates f at θ once, keeping what any number of products with its Jacobian need.
-
-    u ↦ Jᵀ u is the reverse pass; it is linear in u, so a reverse pass through it is t ↦ J t.
-    """
-    theta = theta.detach().requires_grad_()
-    outputs = f(theta)
-    kind = type(outputs)
-    cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
-    (pullback,) = torch.autograd.grad(outputs, theta, cotangents, create_graph=True)
-    return Linearised(
-        query,
-        kind(*(output.detach() for output in outputs)),
-        lambda t: kind(*torch.autograd.grad(pullback, cotangents, t, retain_graph=True)),
-        lambda u: torch.autograd.grad(outputs, theta, u, retain_graph=True)[0],
-    )
-
-
-def linearise_chunks(
-    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
-) -> list[Linearised]:
-    """The linearised adapted policies of all tasks, a few tasks at a time."""
-
-    def chunk(start: int) -> Linearised:
-        some, some_query = tree_map(lambda x: x[start : start + config.chunk_tasks], (supports, query))
-
-        def f(theta: Tensor) -> Distribution:
-            # Every task's own copy of θ: batched products instead of a sum over tasks in every layer.
-            thetas = theta.expand(len(some_query.mask), -1)
-            return vmap(lambda theta, supports, query: adapted_policy(policy, theta, supports, query, config))(
-                thetas, some, some_query
-            )
-
-        return linearise(f, theta, some_query)
-
-    return [chunk(start) for start in range(0, len(query.mask), config.chunk_tasks)]
-
-
-def meta_gradient(chunks: list[Linearised], num_tasks: int) -> Tensor:
-    """The gradient of the surrogate, averaged over tasks, in θ: through every inner step, (P,)."""
-
-    def outer_loss(outputs: Distribution, query: Rollouts) -> Tensor:
-        return vmap(surrogate)(outputs, query).sum() / num_tasks
-
-    return sum_over(chunks, lambda chunk: chunk.vjp(torch.func.grad(outer_loss)(chunk.outputs, chunk.query)))
-
-
-def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int) -> Tensor:
-    """The Hessian in θ of the mean KL, times a vector, exactly: Jᵀ F J t, (P,).
-
-    At the old parameters the gradient of KL(old ‖ new) in the policy's output vanishes, so the second
-    derivative of the output drops out of the Hessian, and what is left is the Fisher information F of the
-    action distribution between the Jacobians of the adapted policy's output.
-    """
-
-    def product(chunk: Linearised) -> Tensor:
-        mask = chunk.query.mask.flatten(1).to(tangent.dtype)
-        weight = (mask / mask.sum(1, keepdim=True) / num_tasks).unsqueeze(-1)
-        curved = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
-        return chunk.vjp(tree_map(lambda x: x * weight, curved))
-
-    return sum_over(chunks, product)
-
-
-def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Solves A x = b for symmetric positive definite A, from x = 0.
-
-    Args:
-        product: v ↦ A v.
-        b: The right-hand side, (P,).
-        iterations: At most this many products; fewer once the residual is 1e-10 of b.
-
-    Returns:
-        x and A x, both (P,).
-    """
-    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-    rr = residual @ residual
-    enough = 1e-20 * rr
-    for _ in range(iterations):
-        image = product(direction)
-        curvature = direction @ image
-        if not curvature > 0:
-            break
-        x = x + rr / curvature * direction
-        residual = residual - rr / curvature * image
-        rr, rr_before = residual @ residual, rr
-        if rr <= enough:
-            break
-        direction = residual + rr / rr_before * direction
-    return x, b - residual
-
-
-@torch.no_grad()
-def outer_objective(
-    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
-) -> tuple[float, float]:
-    """The surrogate and the KL of θ, averaged over tasks."""
-
-    def one(supports: tuple[Rollouts, ...], query: Rollouts) -> tuple[Tensor, Tensor]:
-        distribution = adapted_policy(policy, theta, supports, query, config)
-        return surrogate(distribution, query), mean_kl(distribution, query)
-
-    losses, kls = vmap(one, chunk_size=config.chunk_tasks)(supports, query)
-    return losses.mean().item(), kls.mean().item()
-
-
-def trpo_step(
-    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
-) -> tuple[Tensor, OuterInfo]:
-    """One step of trust-region policy optimisation on the meta-objective.
-
-    Maximises the query surrogate of the adapted policies subject to mean KL(old ‖ new) ≤ `max_kl`
-    (Schulman et al., arXiv:1502.05477, appendix C; Finn et al., arXiv:1703.03400, section 5.3): direction
-    by conjugate gradients, length by the quadratic model of the KL, then backtracking until the surrogate
-    falls and the KL holds. Where no candidate does, θ is kept.
-
-    Args:
-        policy: The policy module.
-        theta: θ, (P,).
-        supports: For each of S inner steps, its rollouts with advantages, (M, K, H, ...).
-        query: The rollouts of the adapted policies with advantages, (M, K, H, ...).
-        config: Of it, the inner step's and the trust region's options.
-
-    Returns:
-        The new θ, (P,), and what happened.
-    """
-    num_tasks = len(query.mask)
-    chunks = linearise_chunks(policy, theta, supports, query, config)
-    before = sum(vmap(surrogate)(chunk.outputs, chunk.query).sum().item() for chunk in chunks) / num_tasks
-    gradient = meta_gradient(chunks, num_tasks)
-    norm = gradient.norm().item()
-    step, image = conjugate_gradient(
-        lambda v: kl_product(chunks, v, num_tasks) + config.cg_damping * v, -gradient, config.cg_iterations
-    )
-    curvature = (step @ image).item()
-    if not (0 < curvature < float("inf")):
-        return theta, OuterInfo(before, before, 0.0, 0, norm, 0)
-    step = (2 * config.max_kl / curvature) ** 0.5 * step
-    for tried in range(1, config.line_search_steps + 1):
-        candidate = theta + step
-        after, kl = outer_objective(policy, candidate, supports, query, config)
-        if after < before and kl <= config.max_kl:
-            return candidate, OuterInfo(before, after, kl, tried, norm, 1)
-        step = 0.8 * step
-    return theta, OuterInfo(before, before, 0.0, config.line_search_steps, norm, 0)
-
-
-def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor]) -> Tensor:
-    """Σ f(chunk)."""
-    total = f(chunks[0])
-    for chunk in chunks[1:]:
-        total = total + f(chunk)
-    return total
+def _figures(before: float, after: float, kl: float, gradient: Tensor) -> dict[str, float]:
+    return {
+        "surrogate_before": before,
+        "surrogate_after": after,
+        "kl": kl,
+        "gradient_norm": gradient.norm().item(),
+    }

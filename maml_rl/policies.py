@@ -15,8 +15,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from .config import Config
 from .distributions import Categorical, Distribution, Normal
 from .errors import UserError
+from .recurrent import GRUPolicy
 
 # exp(-13.8) = 1e-6: below it, log-probabilities of float32 actions mean nothing.
 MIN_LOG_STD = -13.8
@@ -30,38 +32,89 @@ class Linear(nn.Linear):
         return input @ self.weight.mT + self.bias.unsqueeze(-2)
 
 
-class GaussianMLP(nn.Module):
-    """A multi-layer perceptron for the mean, and a standard deviation that does not depend on the state."""
+class GaussianHead(nn.Module):
+    """A linear layer for the mean, and a standard deviation that does not depend on the state."""
 
-    def __init__(self, observation_size: int, num_actions: int, hidden_sizes: tuple[int, ...], std: float):
+    def __init__(self, num_features: int, num_actions: int, std: float):
         super().__init__()
-        self.mean = _mlp(observation_size, *hidden_sizes, num_actions)
+        self.mean = nn.utils.skip_init(Linear, num_features, num_actions)
         self.log_std = nn.Parameter(torch.full((num_actions,), math.log(std)))
 
-    def forward(self, observations: Tensor) -> Normal:
-        """The distribution of actions (..., N, A) at observations (..., N, O)."""
-        mean = self.mean(observations)
+    def forward(self, features: Tensor) -> Normal:
+        """The distribution of actions (..., N, A) for features (..., N, F)."""
+        mean = self.mean(features)
         return Normal(mean, self.log_std.clamp(min=MIN_LOG_STD).unsqueeze(-2).expand_as(mean))
 
 
-class CategoricalMLP(nn.Module):
-    """A multi-layer perceptron for the logits."""
+class CategoricalHead(nn.Module):
+    """A linear layer for the logits."""
 
-    def __init__(self, observation_size: int, num_actions: int, hidden_sizes: tuple[int, ...]):
+    def __init__(self, num_features: int, num_actions: int):
         super().__init__()
-        self.logits = _mlp(observation_size, *hidden_sizes, num_actions)
+        self.logits = nn.utils.skip_init(Linear, num_features, num_actions)
 
-    def forward(self, observations: Tensor) -> Categorical:
-        """The distribution of actions (..., N) at observations (..., N, O)."""
-        return Categorical(self.logits(observations))
+    def forward(self, features: Tensor) -> Categorical:
+        """The distribution of actions (..., N) for features (..., N, F)."""
+        return Categorical(self.logits(features))
 
 
-def _mlp(*sizes: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size, next_size in pairwise(sizes):
-        # Parameters are filled in by `initialise`, from a generator of the run's own.
-        layers += [nn.utils.skip_init(Linear, size, next_size), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+class MLP(nn.Module):
+    """A multi-layer perceptron: a tanh `body` under a `head`, with optional inputs that are parameters.
+
+    Attributes:
+        body: The hidden layers.
+        head: What makes a distribution of the last layer's features.
+        context: Parameters that are inputs beside the observation, (C,), 0 at first (Zintgraf et al.,
+            arXiv:1810.03642); there only if C is not 0.
+    """
+
+    def __init__(
+        self, observation_size: int, hidden_sizes: tuple[int, ...], head: nn.Module, context_size: int = 0
+    ):
+        super().__init__()
+        self.register_parameter("context", nn.Parameter(torch.zeros(context_size)) if context_size else None)
+        layers: list[nn.Module] = []
+        for size, next_size in pairwise((observation_size + context_size, *hidden_sizes)):
+            # Parameters are filled in by `initialise`, from a generator of the run's own.
+            layers += [nn.utils.skip_init(Linear, size, next_size), nn.Tanh()]
+        self.body = nn.Sequential(*layers)
+        self.head = head
+
+    def forward(self, observations: Tensor) -> Distribution:
+        """The distribution of actions at observations (..., N, O)."""
+        if self.context is not None:
+            context = self.context.unsqueeze(-2).expand(*observations.shape[:-1], -1)
+            observations = torch.cat([observations, context], dim=-1)
+        return self.head(self.body(observations))
+
+
+class CNN(nn.Module):
+    """Two convolutions of stride 2 and a hidden layer, for images; `body` and `head` as in `MLP`.
+
+    Args:
+        shape: Channels, height and width; the observations are such images, flattened.
+        num_features: Width of the hidden layer.
+        head: What makes a distribution of its features.
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_features: int, head: nn.Module):
+        super().__init__()
+        channels, height, width = shape
+        self.shape = shape
+        self.body = nn.Sequential(
+            nn.utils.skip_init(nn.Conv2d, channels, 8, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.utils.skip_init(nn.Conv2d, 8, 16, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.Flatten(-3),
+            nn.utils.skip_init(nn.Linear, 16 * -(-height // 4) * -(-width // 4), num_features),
+            nn.Tanh(),
+        )
+        self.head = head
+
+    def forward(self, observations: Tensor) -> Distribution:
+        """The distribution of actions at flattened images (N, O)."""
+        return self.head(self.body(observations.unflatten(-1, self.shape)))
 
 
 def initialise(policy: nn.Module, generator: torch.Generator) -> None:
@@ -71,52 +124,76 @@ def initialise(policy: nn.Module, generator: torch.Generator) -> None:
     at first comes from its noise (Andrychowicz et al., arXiv:2006.05990, section 3.2). With a last layer
     of full size, some seeds of 2D navigation start on a path to nowhere and never find back.
     """
-    layers = [module for module in policy.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in policy.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.GRU)]
     for layer in layers:
-        nn.init.xavier_uniform_(layer.weight, gain=0.01 if layer is layers[-1] else 1.0, generator=generator)
-        nn.init.zeros_(layer.bias)
+        for name, parameter in layer.named_parameters():
+            if "weight" in name:
+                gain = 0.01 if layer is layers[-1] else 1.0
+                nn.init.xavier_uniform_(parameter, gain=gain, generator=generator)
+            else:
+                nn.init.zeros_(parameter)
 
 
 def make_policy(
     observation_space: spaces.Space,
     action_space: spaces.Space,
-    hidden_sizes: tuple[int, ...],
-    initial_std: float,
+    config: Config,
     generator: torch.Generator,
+    task_size: int = 0,
 ) -> nn.Module:
     """A new policy for the spaces of a single environment.
 
     Args:
-        observation_space: A Box of O numbers, or Discrete with O values (seen one-hot).
+        observation_space: A Box of O numbers, Discrete with O values (seen one-hot), or a Box of images
+            (channels, height, width).
         action_space: A Box of A numbers (Gaussian policy) or Discrete with A values (categorical policy).
-        hidden_sizes: Widths of the hidden layers.
-        initial_std: The Gaussian policy's first standard deviation.
+        config: Of it, the options of the policy.
         generator: The source of the first parameters.
+        task_size: D, if the policy sees the task after the observation.
 
     Raises:
-        UserError: If a space is of another kind.
+        UserError: If there is no ready-made policy for these spaces and options.
     """
-    observation_size = flat_size(observation_space, "observation")
-    num_actions = flat_size(action_space, "action")
-    policy: nn.Module
+    image = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 3
+    fits = image or isinstance(observation_space, spaces.Discrete)
+    if not fits and not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
+        raise UserError(
+            f"There is no ready-made policy for the observation space {observation_space}, only for a "
+            "one-dimensional Box, an image Box (channels, height, width) and Discrete; give train a module of "
+            "your own: maml_rl.train(config, policy=...)."
+        )
+    if image and (task_size or config.context_size or config.rl2_episodes):
+        raise UserError(
+            "observe_task, context_size and rl2_episodes have no ready-made policy for images; leave them out, or "
+            "give train a module of your own: maml_rl.train(config, policy=...)."
+        )
+    size = spaces.flatdim(observation_space) + task_size
+    width = config.hidden_sizes[-1] if config.hidden_sizes else size + config.context_size
+    if config.rl2_episodes and len(config.hidden_sizes) != 1:
+        raise UserError(
+            f"hidden_sizes is {config.hidden_sizes}, but the memory of RL² is one layer; choose one number."
+        )
+    head: nn.Module
     if isinstance(action_space, spaces.Discrete):
-        policy = CategoricalMLP(observation_size, num_actions, hidden_sizes)
+        num_actions = int(action_space.n)
+        head = CategoricalHead(width, num_actions)
+    elif isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
+        num_actions = action_space.shape[0]
+        head = GaussianHead(width, num_actions, config.initial_std)
     else:
-        policy = GaussianMLP(observation_size, num_actions, hidden_sizes, initial_std)
+        raise UserError(
+            f"There is no ready-made policy for the action space {action_space}, only for a one-dimensional Box "
+            "and Discrete; give train a module of your own: maml_rl.train(config, policy=...)."
+        )
+    policy: nn.Module
+    if config.rl2_episodes:
+        policy = GRUPolicy(size, num_actions, width, head)
+    elif image:
+        policy = CNN(observation_space.shape, width, head)  # type: ignore[arg-type]
+    else:
+        policy = MLP(size, config.hidden_sizes, head, config.context_size)
     initialise(policy, generator)
     return policy
-
-
-def flat_size(space: spaces.Space, role: str) -> int:
-    """The O or A of a space: the length of a flat Box, the number of values of a Discrete one."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return space.shape[0]
-    raise UserError(
-        f"The {role} space is {space}, but the policies here need a one-dimensional Box or a Discrete space; "
-        "wrap the environment so that it has one."
-    )
 
 
 def flatten(policy: nn.Module) -> Tensor:
@@ -155,7 +232,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
         A function from each task's own observations (M, N, O) to distributions of tensors (M, N, ...).
     """
     parameters = unflatten(policy, theta)
-    if not isinstance(policy, GaussianMLP | CategoricalMLP):
+    if not isinstance(policy, MLP):
         # A copy of its own: functional_call changes the module for the time of the call, and the halves of a
         # MuJoCo family are collected at the same time.
         own = copy.deepcopy(policy)

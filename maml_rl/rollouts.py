@@ -18,7 +18,8 @@ from .config import Config
 from .distributions import Distribution
 from .envs import BrokenEnvironmentError, VectorFamily, in_words, make_vec, num_cores
 from .errors import UserError
-from .policies import flat_size, per_task
+from .policies import per_task
+from .recurrent import GRUPolicy, Memory, acting, remember
 from .streams import integer_seed, torch_generator
 
 
@@ -26,8 +27,9 @@ class Rollouts(NamedTuple):
     """K rollouts of each of M tasks. Under `vmap` over tasks, the first axis is absent.
 
     Attributes:
-        observations: o_t, (M, K, H, O).
-        actions: a_t as drawn from the policy, (M, K, H, A), or (M, K, H) int64 if discrete.
+        observations: o_t, (M, K, H, O): what the policy was given, flat. A one-hot vector if discrete; images are
+            scaled to [0, 1]; where the policy sees the task or remembers, what it sees of them comes behind.
+        actions: a_t as drawn from the policy, (M, K, H, A), or (M, K, H) int64 if discrete (A of them: with A).
         rewards: r_t, (M, K, H); 0 after the end of an episode.
         mask: (M, K, H) bool: whether the step was taken. An episode's steps come first, so that it has
             `mask.sum(-1)` of them; what stands behind them means nothing.
@@ -36,6 +38,7 @@ class Rollouts(NamedTuple):
         behaviour: The distribution each action was drawn from, of tensors (M, K, H, ...).
         log_probs: log π(a_t | o_t) under `behaviour`, (M, K, H).
         advantages: Â_t, (M, K, H); 0 until `with_advantages`.
+        advantage_scale: What a task's advantages were divided by, (M,).
         outcomes: What the environment reported of whole rollouts, (M, K) bool each: "success", whether at any
             step, where it knows success; "failed", whether the simulation broke down, where any did.
     """
@@ -48,6 +51,7 @@ class Rollouts(NamedTuple):
     behaviour: Distribution
     log_probs: Tensor
     advantages: Tensor
+    advantage_scale: Tensor
     outcomes: dict[str, Tensor]
 
     def returns(self) -> Tensor:
@@ -94,8 +98,14 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
         raise UserError(
             f"{config.env_id!r} has no horizon; register it with max_episode_steps, or set the option horizon."
         )
-    for space, role in ((env.single_observation_space, "observation"), (env.single_action_space, "action")):
-        flat_size(space, role)  # refuses what the policies do not support
+    actions = env.single_action_space
+    if not isinstance(actions, spaces.Discrete | spaces.MultiDiscrete) and not (
+        isinstance(actions, spaces.Box) and len(actions.shape) == 1
+    ):
+        raise UserError(
+            f"The action space of {config.env_id!r} is {actions}, but there are action distributions for a "
+            "one-dimensional Box, Discrete and MultiDiscrete only; wrap the environment so that it has one of them."
+        )
     return env
 
 
@@ -116,7 +126,13 @@ def one_thread() -> Iterator[None]:
 
 
 def collect(
-    env: VectorFamily, policy: nn.Module, theta: Tensor, tasks: np.ndarray, seeds: np.random.SeedSequence
+    env: VectorFamily,
+    policy: nn.Module,
+    theta: Tensor,
+    tasks: np.ndarray,
+    seeds: np.random.SeedSequence,
+    observe_task: bool = False,
+    memory: Memory | None = None,
 ) -> Rollouts:
     """Collects K rollouts of each task, the same number in every environment slot.
 
@@ -129,6 +145,8 @@ def collect(
         theta: Each task's own parameters, (M, P).
         tasks: (M, D).
         seeds: The source of the streams of environments and actions.
+        observe_task: Append the task to what the policy is given.
+        memory: Of a recurrent policy, which then has one θ for all tasks; changed in place.
 
     Returns:
         The rollouts, without advantages.
@@ -151,19 +169,22 @@ def collect(
     env_seeds, action_seeds = seeds.spawn(2)
     first_seed = integer_seed(env_seeds)
     shares = env.shares(num_tasks)
+
+    def episodes(share: VectorFamily, rows: slice, first: int, seeds: np.random.SeedSequence) -> Rollouts:
+        remembered = memory and Memory(*(x[rows] for x in memory))  # views
+        generator = torch_generator(seeds)
+        return _episodes(
+            share, policy, theta[rows], tasks[rows], first_seed + first, generator, observe_task, remembered
+        )
+
     with one_thread():
         if len(shares) == 1:
-            rollouts = _episodes(env, policy, theta, tasks, first_seed, torch_generator(action_seeds))
+            rollouts = episodes(env, slice(None), 0, action_seeds)
         else:
             firsts = np.cumsum([0] + [share.num_envs for share in shares])
             of_tasks = [slice(i // num_rollouts, j // num_rollouts) for i, j in pairwise(firsts.tolist())]
             with ThreadPoolExecutor(len(shares)) as threads:
-                parts = threads.map(
-                    lambda share, rows, first, seeds: _episodes(
-                        share, policy, theta[rows], tasks[rows], first_seed + int(first), torch_generator(seeds)
-                    ),
-                    *(shares, of_tasks, firsts, action_seeds.spawn(len(shares))),
-                )
+                parts = threads.map(episodes, shares, of_tasks, firsts.tolist(), action_seeds.spawn(len(shares)))
                 rollouts = _joined(list(parts))
     _require_finite(env, tasks, rollouts)
     return rollouts
@@ -194,12 +215,19 @@ def _episodes(
     tasks: np.ndarray,
     first_seed: int,
     generator: torch.Generator,
+    observe_task: bool,
+    memory: Memory | None,
 ) -> Rollouts:
     """An episode in every environment, the first one seeded with `first_seed`; else as `collect`."""
     num_tasks, num_envs, horizon = len(tasks), env.num_envs, env.max_episode_steps
     assert horizon is not None
     num_rollouts = num_envs // num_tasks
-    policies = per_task(policy, theta)
+    if memory is None:
+        policies = per_task(policy, theta)
+    else:
+        assert isinstance(policy, GRUPolicy)
+        recurrent = acting(policy, theta[0])
+    seen_tasks = _task_inputs(env.task_space, tasks) if observe_task else None
     to_env = action_map(env.single_action_space)
     shape = (num_tasks, num_rollouts)
 
@@ -218,7 +246,13 @@ def _episodes(
                 # Whatever an environment shows after its end, a NaN even, must reach no product.
                 o_t = torch.where(torch.from_numpy(alive)[:, None], o_t, 0.0)
             o_t = o_t.view(*shape, -1)
-            pi_t = policies(o_t)
+            if seen_tasks is not None:
+                o_t = torch.cat([o_t, seen_tasks.unsqueeze(1).expand(-1, num_rollouts, -1)], dim=-1)
+            if memory is None:
+                pi_t = policies(o_t)
+            else:
+                o_t = torch.cat([o_t, memory.last], dim=-1)
+                pi_t, state = recurrent(o_t, memory.state)
             a_t = pi_t.sample(generator)
             observation, reward, ended, cut, info = env.step(to_env(a_t.flatten(0, 1).numpy()))
             seen.append(o_t)
@@ -231,6 +265,8 @@ def _episodes(
                 flags = alive & info[name]
                 if name == "success" or flags.any():
                     outcomes.setdefault(name, np.zeros(num_envs, bool))[flags] = True
+            if memory is not None:
+                remember(memory, state, a_t, reward, ended | cut, alive)
             alive &= ~(ended | cut)
             if not alive.any():
                 break
@@ -253,6 +289,7 @@ def _episodes(
             behaviour=behaviour,
             log_probs=behaviour.log_prob(actions),
             advantages=torch.zeros(*shape, horizon),
+            advantage_scale=torch.ones(num_tasks),
             outcomes={name: torch.from_numpy(flags).view(shape) for name, flags in outcomes.items()},
         )
 
@@ -267,10 +304,19 @@ def _environment_failures() -> Iterator[None]:
 
 
 def _encode(space: spaces.Space, observation: np.ndarray) -> Tensor:
-    """Observations of N environments as float32, (N, O); discrete ones one-hot."""
+    """Observations of N environments as float32, (N, O): discrete ones one-hot, images flat and in [0, 1]."""
     if isinstance(space, spaces.Discrete):
         return torch.nn.functional.one_hot(torch.from_numpy(observation - space.start), int(space.n)).float()
-    return torch.from_numpy(np.asarray(observation, np.float32))
+    numbers = torch.from_numpy(np.asarray(observation, np.float32)).flatten(1)
+    return numbers / 255 if space.dtype == np.uint8 else numbers
+
+
+def _task_inputs(space: spaces.Space, tasks: np.ndarray) -> Tensor:
+    """Tasks (M, D) as a policy sees them, float32; those of a bounded Box scaled to [-1, 1]."""
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+        tasks = (tasks - middle) / np.where(half > 0, half, 1)
+    return torch.from_numpy(np.asarray(tasks, np.float32)).flatten(1)
 
 
 def action_map(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
@@ -279,7 +325,7 @@ def action_map(space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
     The policy's [-1, 1] is the whole range of a bounded Box, whatever its unit; actions beyond it are
     clipped here, and only here, so that log-probabilities are those of what was drawn.
     """
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return lambda actions: actions + space.start
     assert isinstance(space, spaces.Box)
     if not space.is_bounded():

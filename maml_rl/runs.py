@@ -1,6 +1,7 @@
 """The run folder: configuration, checkpoint and TensorBoard events."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -12,16 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from .adaptation import add_lr_factors
 from .config import Config
 from .errors import UserError
 from .policies import flatten, load, make_policy
 from .rollouts import make_env
 from .streams import stream, torch_generator
 
-_FORMAT = "maml_rl checkpoint 1"
+_FORMAT = "maml_rl checkpoint 2"
 # Options that a resumed run may change: they say how long, where, and how often, not what is computed.
 _FREE = {
     "run_dir",
@@ -40,41 +43,56 @@ class State(NamedTuple):
 
     Attributes:
         theta: θ, (P,).
+        memory: What the outer optimiser remembers; numbers, strings and tensors in lists and dictionaries.
         iteration: Meta-iterations done.
         env_steps: Environment steps taken in them, the x axis of TensorBoard.
     """
 
     theta: Tensor
+    memory: dict[str, Any]
     iteration: int
     env_steps: int
 
 
-def new_policy(config: Config) -> nn.Module:
-    """The untrained policy of a run: the same for the same configuration, at any time."""
-    env = make_env(config, 1)
-    policy = make_policy(
-        env.single_observation_space,
-        env.single_action_space,
-        config.hidden_sizes,
-        config.initial_std,
-        torch_generator(stream(config.seed, "policy")),
-    )
-    env.close()
+def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
+    """The untrained policy of a run: the same for the same configuration, at any time.
+
+    Args:
+        config: The run's options.
+        own: A module of the user's in place of a ready-made one; it is copied.
+
+    Raises:
+        UserError: If there is no ready-made policy for the family, or the policy lacks what options name.
+    """
+    if own is not None:
+        policy = copy.deepcopy(own)
+    else:
+        env = make_env(config, 1)
+        policy = make_policy(
+            env.single_observation_space,
+            env.single_action_space,
+            config,
+            torch_generator(stream(config.seed, "policy")),
+            spaces.flatdim(env.task_space) if config.observe_task else 0,
+        )
+        env.close()
+    add_lr_factors(policy, config)
     return policy
 
 
-def open_run(config: Config, first_theta: Tensor) -> State:
+def open_run(config: Config, policy: nn.Module) -> State:
     """Makes or reopens the run folder and returns the state to go on from.
 
     Args:
         config: The run's options.
-        first_theta: θ of a run that starts afresh, (P,).
+        policy: The policy, as a run that starts afresh has it.
 
     Raises:
         UserError: If the folder cannot be written, holds a run and `resume` is not set, holds a run
             with other options, or holds something else.
     """
     folder = config.run_dir
+    first = State(flatten(policy), {}, 0, 0)
     if not (folder / "config.json").exists() and not (folder / "checkpoint.pt").exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +103,7 @@ def open_run(config: Config, first_theta: Tensor) -> State:
                 f"Cannot make the run folder {folder} ({error.strerror}); choose another --run-dir."
             ) from error
         save_config(config)
-        return State(first_theta, 0, 0)
+        return first
     if not config.resume:
         raise UserError(f"{folder} already holds a run; go on with it by --resume, or choose another --run-dir.")
     before = load_config(folder)
@@ -96,9 +114,9 @@ def open_run(config: Config, first_theta: Tensor) -> State:
                 f"The run in {folder} has {field.name}={old}, but {new} was asked for; resume it with its own "
                 "options, or choose another --run-dir."
             )
-    state = State(first_theta, 0, 0)
+    state = first
     if (folder / "checkpoint.pt").exists():
-        state = load_checkpoint(folder, first_theta)
+        state = load_checkpoint(folder, policy)
     if state.iteration > config.iterations:
         raise UserError(
             f"The run in {folder} has done {state.iteration} iterations, but iterations is {config.iterations}; "
@@ -125,39 +143,49 @@ def load_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
         options = json.loads(path.read_text())
-        return Config(**{**options, "hidden_sizes": tuple(options["hidden_sizes"])}, run_dir=folder)
+        lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+        return Config(**{**options, **lists}, run_dir=folder)
     except OSError as error:
         raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(f"{path} is no configuration of maml_rl ({error}); restore it from a copy.") from error
 
 
-def load_run(folder: Path) -> tuple[Config, nn.Module, State]:
+def load_run(folder: Path, own: nn.Module | None = None) -> tuple[Config, nn.Module, State]:
     """A run as its last checkpoint left it: its options, its policy with θ, and its state.
+
+    Args:
+        folder: The run folder.
+        own: The user's own module that it was trained with, if it was.
 
     Raises:
         UserError: If the folder holds no run, or a damaged one.
     """
     config = load_config(folder)
-    policy = new_policy(config)
-    state = load_checkpoint(folder, flatten(policy))
+    policy = new_policy(config, own)
+    state = load_checkpoint(folder, policy)
     load(policy, state.theta)
     return config, policy, state
 
 
-def save_checkpoint(folder: Path, state: State) -> None:
+def save_checkpoint(folder: Path, policy: nn.Module, state: State) -> None:
     """Writes checkpoint.pt so that at every moment either the old or the new one is there, whole."""
     buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, **state._asdict()}, buffer)
+    torch.save({"format": _FORMAT, "layout": _layout(policy), **state._asdict()}, buffer)
     write_atomically(folder / "checkpoint.pt", buffer.getvalue())
 
 
-def load_checkpoint(folder: Path, like: Tensor) -> State:
+def _layout(policy: nn.Module) -> list[list[Any]]:
+    """The names and shapes of the parameters that θ is made of."""
+    return [[name, *parameter.shape] for name, parameter in policy.named_parameters()]
+
+
+def load_checkpoint(folder: Path, policy: nn.Module) -> State:
     """Reads checkpoint.pt, running no code from it.
 
     Args:
         folder: The run folder.
-        like: Parameters of the policy it should hold, (P,).
+        policy: The policy whose parameters it should hold.
 
     Raises:
         UserError: If it is missing, damaged, or of another program or policy.
@@ -175,7 +203,7 @@ def load_checkpoint(folder: Path, like: Tensor) -> State:
         raise UserError(
             f"{path} is damaged or no checkpoint; restore it from a copy, or start a new run."
         ) from error
-    kinds = {"theta": Tensor, "iteration": int, "env_steps": int}
+    kinds = {"theta": Tensor, "memory": dict, "iteration": int, "env_steps": int}
     if (
         not isinstance(content, dict)
         or content.get("format") != _FORMAT
@@ -183,11 +211,13 @@ def load_checkpoint(folder: Path, like: Tensor) -> State:
     ):
         raise UserError(f"{path} is no checkpoint of this version of maml_rl; start a new run.")
     state = State(**{name: content[name] for name in kinds})
-    if state.theta.shape != like.shape or not torch.isfinite(state.theta).all():
+    if content.get("layout") != _layout(policy):
         raise UserError(
-            f"{path} holds {tuple(state.theta.shape)} parameters, but this run's policy has {tuple(like.shape)} "
-            "finite ones; resume with the options it was trained with."
+            f"{path} holds the parameters of another policy than the run's options make; a policy of your own must "
+            "be given again: train(config, policy=...) or evaluate(run_dir, policy=...)."
         )
+    if state.theta.shape != flatten(policy).shape or not torch.isfinite(state.theta).all():
+        raise UserError(f"{path} is damaged: not all parameters are there and finite; restore it from a copy.")
     return state
 
 

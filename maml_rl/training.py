@@ -1,5 +1,6 @@
 """Meta-training: the loop, from top to bottom."""
 
+import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -13,15 +14,16 @@ from .adaptation import rollouts_through_adaptation
 from .config import Config
 from .errors import UserError
 from .evaluation import evaluate, held_out_rollouts
-from .outer import OuterInfo, trpo_step
+from .outer import optimiser
 from .plots import pixels, rollouts_figure, write_figure, write_results
-from .policies import flatten, load
+from .policies import load
+from .rl2 import rl2_step
 from .rollouts import Rollouts, make_env
 from .runs import State, close, new_policy, open_run, save_checkpoint, tensorboard
 from .streams import stream
 
 
-def train(config: Config) -> nn.Module:
+def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
     """Meta-trains a policy and evaluates it on held-out tasks.
 
     Everything is written into `config.run_dir`: config.json, checkpoint.pt, TensorBoard events,
@@ -29,6 +31,8 @@ def train(config: Config) -> nn.Module:
 
     Args:
         config: The options of the run.
+        policy: A module of your own in place of a ready-made one, from flattened observations (N, O) to one of
+            `maml_rl.distributions`; it is copied. Its parameters are those of the untrained policy.
 
     Returns:
         The policy, its parameters θ meta-trained.
@@ -37,9 +41,12 @@ def train(config: Config) -> nn.Module:
         UserError: If something from outside is wrong; see its message.
         KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last whole iteration was written.
     """
+    outer_step = rl2_step if config.rl2_episodes else optimiser(config)
+    lr_factors = [1.0] * (config.rl2_episodes - 1 if config.rl2_episodes else config.num_steps)
     env = make_env(config, config.num_tasks * config.num_rollouts)
-    policy = new_policy(config)
-    state = open_run(config, flatten(policy))
+    untrained = new_policy(config, policy)
+    policy = copy.deepcopy(untrained)
+    state = open_run(config, policy)
     writer = tensorboard(config, state)
     progress = tqdm(total=config.iterations, initial=state.iteration, unit="it", dynamic_ncols=True)
     try:
@@ -48,22 +55,14 @@ def train(config: Config) -> nn.Module:
             tasks = env.sample_tasks(
                 config.num_tasks, np.random.default_rng(stream(config.seed, "tasks", iteration))
             )
-            *supports, query = rollouts_through_adaptation(
-                env,
-                policy,
-                state.theta,
-                tasks,
-                [config.inner_lr] * config.num_steps,
-                config,
-                stream(config.seed, "rollouts", iteration),
-            )
+            seeds = stream(config.seed, "rollouts", iteration)
+            batches = [*rollouts_through_adaptation(env, policy, state.theta, tasks, lr_factors, config, seeds)]
             collected = time.perf_counter()
-            theta, info = trpo_step(policy, state.theta, tuple(supports), query, config)
+            theta, memory, info = outer_step(policy, state.theta, state.memory, batches, config)
             updated = time.perf_counter()
 
-            batches = (*supports, query)
             env_steps = state.env_steps + sum(int(batch.mask.sum()) for batch in batches)
-            after = State(theta, iteration + 1, env_steps)
+            after = State(theta, memory, iteration + 1, env_steps)
             returns = log_iteration(writer, state, after, batches, info, collected - started, updated - collected)
             for failed in (batch.outcomes["failed"] for batch in batches if "failed" in batch.outcomes):
                 count = f"{int(failed.sum())} of {failed.numel()}"
@@ -74,25 +73,27 @@ def train(config: Config) -> nn.Module:
             if last or (config.eval_every and after.iteration % config.eval_every == 0):
                 log_evaluation(writer, policy, after, config)
             if last or after.iteration % config.checkpoint_every == 0:
-                checkpoint(writer, config, after)
+                checkpoint(writer, config, policy, after)
             # Only now is the iteration done: interrupted before, it is done again as a whole.
             state = after
     except (KeyboardInterrupt, UserError):
-        checkpoint(writer, config, state)
+        checkpoint(writer, config, policy, state)
         raise
     finally:
         progress.close()
         env.close()
         close(writer)
+    if not config.iterations:
+        save_checkpoint(config.run_dir, policy, state)
     load(policy, state.theta)
-    write_results(config.run_dir, evaluate(policy, config))
+    write_results(config.run_dir, evaluate(policy, config, untrained=untrained))
     return policy
 
 
-def checkpoint(writer: SummaryWriter, config: Config, state: State) -> None:
+def checkpoint(writer: SummaryWriter, config: Config, policy: nn.Module, state: State) -> None:
     """Saves the state, events first: a checkpoint must never be ahead of the curves."""
     writer.flush()
-    save_checkpoint(config.run_dir, state)
+    save_checkpoint(config.run_dir, policy, state)
 
 
 def log_iteration(
@@ -100,7 +101,7 @@ def log_iteration(
     before: State,
     after: State,
     batches: Sequence[Rollouts],
-    info: OuterInfo,
+    info: dict[str, float],
     collect_seconds: float,
     update_seconds: float,
 ) -> list[float]:
@@ -108,7 +109,7 @@ def log_iteration(
     scalars = batch_scalars("train", batches)
     returns = [scalars[f"train/return_step_{k}"] for k in range(len(batches))]
     scalars["train/adaptation_gain"] = returns[-1] - returns[0]
-    scalars |= {f"outer/{name}": value for name, value in info._asdict().items()}
+    scalars |= {f"outer/{name}": value for name, value in info.items()}
     seconds = collect_seconds + update_seconds
     scalars["time/env_steps_per_second"] = (after.env_steps - before.env_steps) / seconds
     scalars["time/collect_seconds"] = collect_seconds
@@ -130,7 +131,8 @@ def batch_scalars(group: str, batches: Sequence[Rollouts]) -> dict[str, float]:
 
 def log_evaluation(writer: SummaryWriter, policy: nn.Module, state: State, config: Config) -> None:
     """Evaluates on held-out tasks; writes the returns, and a picture where the family can draw one."""
-    env, tasks, batches = held_out_rollouts(policy, state.theta, config)
+    env, tasks, held_out = held_out_rollouts(policy, state.theta, config)
+    batches = list(held_out)
     for tag, value in batch_scalars("eval", batches).items():
         writer.add_scalar(tag, value, state.env_steps)
     figure = rollouts_figure(env, tasks, batches)

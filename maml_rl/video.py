@@ -40,7 +40,8 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
     Raises:
         UserError: If the family cannot be rendered here; says what is missing.
     """
-    env, tasks, batches = held_out_rollouts(policy, flatten(policy), config)
+    env, tasks, held_out = held_out_rollouts(policy, flatten(policy), config)
+    batches = list(held_out)
     num_tasks = min(num_tasks, len(tasks))
     last = len(batches) - 1
     columns = [
