@@ -60,7 +60,8 @@ def _is_family(spec: EnvSpec) -> bool:
     return isinstance(creator, type) and getattr(creator, "task_space", None) is not None
 
 
-_register("Navigation2D", "navigation", horizon=100)
+for _name in ("Navigation2D", "PixelNavigation2D"):
+    _register(_name, "navigation", horizon=100)
 _register("BernoulliBandit", "bandit", horizon=10, num_arms=5)
 _register("TabularMDP", "tabular", horizon=10, num_states=10, num_actions=5)
 for _name in ("HalfCheetahVel", "HalfCheetahDir", "AntVel", "AntDir", "AntGoal"):

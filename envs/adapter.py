@@ -24,6 +24,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import FlattenObservation
 
 from .core import VectorFamily, in_words
 
@@ -40,12 +41,21 @@ def reset_with_task(env: gymnasium.Env, task: np.ndarray, seed: int | None = Non
     return env.reset(seed=seed, options={"task": task})
 
 
+def make_flat(spec: EnvSpec | str, **kwargs: Any) -> gymnasium.Env:
+    """As `gymnasium.make`, but that observations are numbers: of Dict, Tuple, ... spaces, they are flattened."""
+    env = gymnasium.make(spec, **kwargs)
+    numbers = isinstance(env.observation_space, spaces.Box | spaces.Discrete)
+    return env if numbers else FlattenObservation(env)
+
+
 class AdaptedVectorEnv(VectorFamily):
     """N environments that are no batched functions, behind the interface of a family.
 
     The environment has a `task_space`, and either takes the task by `reset(options={"task": task})` or has a
     `set_task(task)`; a `sample_tasks(num_tasks, rng)` and a `sample_test_tasks(num_tasks, rng)` of its own are
-    used where it has them. Environment i is seeded with s + i. Every reset says the task again.
+    used where it has them. Environment i is seeded with s + i. Every reset says the task again. Observations of
+    a Dict, Tuple, MultiDiscrete or MultiBinary space are flattened by Gymnasium's `FlattenObservation`, discrete
+    parts one-hot: `single_observation_space` is always a Box or Discrete.
 
     An environment whose episode ended rests until the next `reset` (Gymnasium's mode `DISABLED`): it is not
     stepped, its observation stays, its reward is 0. `info["success"]`, (N,) bool, holds what the environments
@@ -62,7 +72,7 @@ class AdaptedVectorEnv(VectorFamily):
         **kwargs: Arguments of the environment.
 
     Raises:
-        ValueError: If the environment has no task space or no way to set the task.
+        ValueError: If the environment has no task space, no way to set the task, or observations of no fixed size.
         BrokenEnvironmentError: If an environment raises, or its process dies or hangs, in `reset` and `step` too.
     """
 
@@ -93,7 +103,7 @@ class AdaptedVectorEnv(VectorFamily):
         if num_workers and os.name != "posix":
             raise ValueError(f"{self.name}: worker processes need a POSIX system; set num_workers to 0.")
         kwargs |= {"max_episode_steps": max_episode_steps, "render_mode": render_mode}
-        make = partial(gymnasium.make, spec, disable_env_checker=True, **kwargs)
+        make = partial(make_flat, spec, disable_env_checker=True, **kwargs)
         try:
             self._example = make()
         except (gymnasium.error.Error, ImportError, TypeError, ValueError):
@@ -105,7 +115,7 @@ class AdaptedVectorEnv(VectorFamily):
             ) from error
         self.metadata = {**self.metadata, "render_fps": self._example.metadata.get("render_fps", 30)}
         self.task_space = self._task_space()
-        self.single_observation_space = self._example.observation_space
+        self.single_observation_space = self._observation_space()
         self.single_action_space = self._example.action_space
         steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
         super().__init__(num_envs, steps, render_mode)
@@ -141,6 +151,15 @@ class AdaptedVectorEnv(VectorFamily):
             raise ValueError(
                 f"{self.name}: there is no way to set the environment's task; give it reset(options={{'task': "
                 "task}) or set_task(task)."
+            )
+        return space
+
+    def _observation_space(self) -> spaces.Space:
+        space = self._example.observation_space
+        if not isinstance(space, spaces.Box | spaces.Discrete):
+            raise ValueError(
+                f"{self.name}: observations of {space} cannot be flattened to a fixed number of numbers; wrap the "
+                "environment so that they can."
             )
         return space
 

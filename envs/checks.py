@@ -8,7 +8,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from .adapter import reset_with_task
+from .adapter import make_flat, reset_with_task
 from .core import TaskEnv, VectorFamily
 from .making import make_vec
 
@@ -101,7 +101,7 @@ def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
 def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None:
     """N environments at once do what N single ones do, each with its own seed and task."""
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(3))
-    singles = [gymnasium.make(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
+    singles = [make_flat(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
     observations, _ = env.reset(seed=11, options={"task": tasks})
     for i, single in enumerate(singles):
         first, _ = reset_with_task(single, tasks[i], seed=11 + i)

@@ -44,8 +44,8 @@ def dice(log_probs: Tensor, old: Tensor) -> Tensor:
     return torch.exp(so_far) - torch.exp(so_far - log_ratios)
 
 
-# The weight w_t of every step's advantage in the inner loss, from log π_θ(a_t | o_t) and log π_old(a_t | o_t), both
-# (K, H), where π_old drew the actions. At π_θ = π_old each has the gradient ∇ log π_θ.
+# The weight w_t of every step's advantage in the inner loss, from log π_θ(a_t | o_t) and from log π_old(a_t | o_t)
+# of the policy that drew the actions, all (K, H). At π_θ = π_old each has the gradient ∇ log π_θ.
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"vpg": vpg, "lvc": lvc, "dice": dice}
 
 
@@ -84,8 +84,8 @@ def add_lr_factors(policy: nn.Module, config: Config) -> None:
         parts = {name.partition(".")[0] for name, _ in policy.named_parameters()}
         if config.adapt_only not in parts:
             raise UserError(
-                f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; choose "
-                "one of them."
+                f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
+                "choose one of them."
             )
     sizes = [parameter.numel() for parameter in policy.parameters()]
     counts = {"one": 1, "layer": int(_layers(policy).max()) + 1, "parameter": sum(sizes)}
@@ -179,14 +179,15 @@ def rollouts_through_adaptation(
     """
     phases = seeds.spawn(len(lr_factors) + 1)
     thetas = theta.detach().expand(len(tasks), -1)
-    recurrent = isinstance(policy, GRUPolicy)
-    memory = no_memory(policy, len(tasks), env.num_envs // len(tasks)) if recurrent else None
+    memory = None
+    if isinstance(policy, GRUPolicy):
+        memory = no_memory(policy, len(tasks), env.num_envs // len(tasks))
     for k, phase in enumerate(phases):
         rollouts = collect(env, policy, thetas, tasks, phase, config.observe_task, memory)
         _require_sound(rollouts, config.max_failed_share)
         rollouts = with_advantages(rollouts, config.discount, config.gae_lambda)
         yield rollouts
-        if k < len(lr_factors) and not recurrent:
+        if k < len(lr_factors) and memory is None:
             step = partial(adapt, policy, config=config, lr_factor=lr_factors[k])
             thetas, _ = vmap(step, chunk_size=config.chunk_tasks)(thetas, rollouts)
 

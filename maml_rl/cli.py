@@ -1,4 +1,4 @@
-"""The command line: `maml-rl train | evaluate | render | families`, and the experiments' common front."""
+"""The command line: `maml-rl train | evaluate | compare | render | families`, and the experiments' common front."""
 
 import json
 import os
@@ -95,6 +95,27 @@ def render(
     print(f"video        {run_dir / 'adaptation.mp4'}")
 
 
+def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Path("comparison.png")) -> None:
+    """Compares finished runs of one family: prints a table of methods over their seeds, and draws their curves.
+
+    Args:
+        run_dirs: Run folders, in any number; their options tell which of them are seeds of the same method.
+        picture: Where to write the picture.
+    """
+    from .comparison import by_method, comparison_figure, comparison_table, load_runs
+    from .plots import write_figure
+
+    runs = load_runs(run_dirs)
+    env_id, methods = runs[0][1].env_id, by_method(runs)
+    write_figure(picture, comparison_figure(env_id, methods))
+    print(comparison_table(env_id, methods))
+    print(
+        "\nInterquartile means over held-out tasks and seeds, 95% stratified bootstrap intervals; after as many "
+        "episodes of a task as the first method's steps took. Scores: (method - random) / (oracle - random), of means."
+    )
+    print(f"picture      {picture}")
+
+
 def families() -> None:
     """Lists the registered task families with their spaces and horizons."""
     import gymnasium
@@ -113,7 +134,7 @@ def families() -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean returns with 95% intervals, a row for each method, a column for each number of steps; not for all of many."""
+    """Mean returns with 95% intervals, a row for each method, columns for some numbers of steps."""
     last = results["num_steps"]
     shown = [k for k in range(last + 1) if k in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, last)]
     unit = "episode" if "rl2" in results["methods"] else "step"
@@ -124,8 +145,9 @@ def table(results: dict[str, Any]) -> str:
         rows += [f"{title:<12}{head}"] * bool(curves)
         for method, curve in curves.items():
             cells = (
-                f"{curve[prefix + 'mean'][k]:>12.2f} ± {curve[prefix + 'ci95'][k][1] - curve[prefix + 'mean'][k]:<6.2f}"
-                for k in shown
+                f"{curve[prefix + 'mean'][k]:>12.2f} ± {high - curve[prefix + 'mean'][k]:<6.2f}"
+                for k, (_, high) in enumerate(curve[prefix + "ci95"])
+                if k in shown
             )
             rows.append(f"{method:<12}" + "".join(cells))
     rows.append(
@@ -143,7 +165,7 @@ def main() -> NoReturn:
     """The command `maml-rl`."""
     _run(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "evaluate": evaluate, "render": render, "families": families},
+            {"train": train, "evaluate": evaluate, "compare": compare, "render": render, "families": families},
             description="Meta-reinforcement learning.",
         )
     )

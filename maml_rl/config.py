@@ -64,7 +64,7 @@ class Config:
     learn_lr: str = "no"
     """What α is multiplied by learned factors for: `one` for all, each `layer`, or each `parameter` (Meta-SGD)."""
     adapt_only: str | None = None
-    """The part of the policy that inner steps change, by its name: `head` is ANIL, `context` CAVIA; by default all."""
+    """The part of the policy that inner steps change, by name: `head` is ANIL, `context` CAVIA; by default all."""
     first_order: bool = False
     """Leave the second derivatives out of the meta-gradient (FOMAML)."""
     estimator: str = "vpg"
@@ -166,8 +166,8 @@ class Config:
             if self.num_steps or inner:
                 wrong = "num_steps" if self.num_steps else inner[0]
                 raise UserError(
-                    f"{wrong} is {getattr(self, wrong)!r}, but RL² adapts by its memory and has no inner loop; choose "
-                    f"num_steps 0 and leave {wrong if inner else 'the inner loop'} out, or leave rl2_episodes out."
+                    f"{wrong} is {getattr(self, wrong)!r}, but RL² adapts by its memory and has no inner loop; "
+                    "choose num_steps 0 and none of the inner loop's options, or leave rl2_episodes out."
                 )
             if self.outer != "ppo":
                 raise UserError(f"outer is {self.outer!r}, but RL² is trained by PPO; choose outer ppo.")
@@ -188,13 +188,13 @@ class Config:
             for name in ("estimator", "e_maml", "first_order", "learn_lr"):
                 if name in inner:
                     raise UserError(
-                        f"{name} is {getattr(self, name)!r}, but Reptile takes no derivative of the inner step, which "
-                        f"is all that {name} changes; choose outer trpo, ppo or adam, or leave {name} out."
+                        f"{name} is {getattr(self, name)!r}, but Reptile takes no derivative of the inner step, "
+                        f"which is all that {name} changes; choose outer trpo, ppo or adam, or leave {name} out."
                     )
         if self.observe_task and self.num_steps:
             raise UserError(
-                f"observe_task is on and num_steps is {self.num_steps}, but a policy that sees the task has nothing to "
-                "adapt to; choose num_steps 0, or leave observe_task out."
+                f"observe_task is on and num_steps is {self.num_steps}, but a policy that sees the task has "
+                "nothing to adapt to; choose num_steps 0, or leave observe_task out."
             )
         if self.adapt_only == "context" and not self.context_size:
             raise UserError(

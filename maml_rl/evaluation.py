@@ -71,7 +71,8 @@ def evaluate(
     Args:
         source: A run folder, or a policy module, which is not changed.
         config: The run's options; needed with a module, read from a folder.
-        policy: The module of your own that a run folder's run was trained with, if it was.
+        policy: The module of your own that a run folder's run was trained with, if it was; "random" is drawn for its
+            parameters as they are.
         untrained: The policy that "random" is drawn for; by default as the configuration makes it.
         num_steps: S, adaptation steps; by default the configuration's `eval_num_steps`, and so on.
         num_tasks: Held-out tasks, at least 2 for an interval.
@@ -82,9 +83,9 @@ def evaluate(
         What evaluation.json holds: for each method under "methods" - that of the run, and "random", the untrained
         policy under the same adaptation - "returns" (undiscounted, averaged over K rollouts; for every task S + 1
         numbers), their "mean" over tasks (S + 1), "ci95", the 95% confidence intervals of the mean by Student's t
-        over tasks (S + 1 pairs), and "env_steps", the environment steps that a task's learner had seen before (S + 1).
-        Where the family reports success, "success", "success_mean" and "success_ci95" beside them: the share of a
-        task's rollouts that succeeded at any step.
+        over tasks (S + 1 pairs), and "env_steps", the environment steps that a task's learner had seen before
+        (S + 1). Where the family reports success, "success", "success_mean" and "success_ci95" beside them: the
+        share of a task's rollouts that succeeded at any step.
 
     Raises:
         UserError: If an option is out of range, or the folder holds no run.

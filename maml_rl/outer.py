@@ -24,9 +24,9 @@ from .policies import act
 from .rollouts import Rollouts
 from .trust_region import trpo_step
 
-# From the policy, θ (P,), what the optimiser remembers of earlier iterations ({} at first), the rollouts before each
-# inner step and after the last one, (M, K, H, ...) with advantages, and the options, to the next θ, what it now
-# remembers (numbers, strings and tensors in lists and dictionaries), and figures for the log.
+# From the policy, θ (P,), what the optimiser remembers of earlier iterations ({} at first), the rollouts before
+# each inner step and after the last one, (M, K, H, ...) with advantages, and the options, to the next θ, what it
+# now remembers (numbers, strings and tensors in lists and dictionaries), and figures for the log.
 OuterStep = Callable[
     [nn.Module, Tensor, dict[str, Any], Sequence[Rollouts], Config],
     tuple[Tensor, dict[str, Any], dict[str, float]],
@@ -86,8 +86,7 @@ def reptile_step(
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
     """θ + β (mean over tasks of the adapted parameters - θ); see `OuterStep`.
 
-    Nichol et al., arXiv:1803.02999, algorithm 1 in its batched form. Of the rollouts after the last inner step it makes
-    no use.
+    Nichol et al., arXiv:1803.02999, algorithm 1 batched. Rollouts after the last inner step are not used.
     """
     supports = tuple(batches[:-1])
 

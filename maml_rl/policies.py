@@ -65,8 +65,10 @@ class MLP(nn.Module):
         body: The hidden layers.
         head: What makes a distribution of the last layer's features.
         context: Parameters that are inputs beside the observation, (C,), 0 at first (Zintgraf et al.,
-            arXiv:1810.03642); there only if C is not 0.
+            arXiv:1810.03642); None if C is 0.
     """
+
+    context: nn.Parameter | None
 
     def __init__(
         self, observation_size: int, hidden_sizes: tuple[int, ...], head: nn.Module, context_size: int = 0
@@ -160,12 +162,12 @@ def make_policy(
         raise UserError(
             f"There is no ready-made policy for the observation space {observation_space}, only for a "
             "one-dimensional Box, an image Box (channels, height, width) and Discrete; give train a module of "
-            "your own: maml_rl.train(config, policy=...)."
+            "your own: train(config, policy=...), evaluate(run_dir, policy=...)."
         )
     if image and (task_size or config.context_size or config.rl2_episodes):
         raise UserError(
             "observe_task, context_size and rl2_episodes have no ready-made policy for images; leave them out, or "
-            "give train a module of your own: maml_rl.train(config, policy=...)."
+            "give train a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)."
         )
     size = spaces.flatdim(observation_space) + task_size
     width = config.hidden_sizes[-1] if config.hidden_sizes else size + config.context_size
@@ -183,7 +185,7 @@ def make_policy(
     else:
         raise UserError(
             f"There is no ready-made policy for the action space {action_space}, only for a one-dimensional Box "
-            "and Discrete; give train a module of your own: maml_rl.train(config, policy=...)."
+            "and Discrete; give train a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)."
         )
     policy: nn.Module
     if config.rl2_episodes:

@@ -103,8 +103,8 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
         isinstance(actions, spaces.Box) and len(actions.shape) == 1
     ):
         raise UserError(
-            f"The action space of {config.env_id!r} is {actions}, but there are action distributions for a "
-            "one-dimensional Box, Discrete and MultiDiscrete only; wrap the environment so that it has one of them."
+            f"The action space of {config.env_id!r} is {actions}, but there are action distributions only for a "
+            "one-dimensional Box, Discrete and MultiDiscrete; wrap the environment so that it has one of them."
         )
     return env
 
@@ -308,7 +308,8 @@ def _encode(space: spaces.Space, observation: np.ndarray) -> Tensor:
     if isinstance(space, spaces.Discrete):
         return torch.nn.functional.one_hot(torch.from_numpy(observation - space.start), int(space.n)).float()
     numbers = torch.from_numpy(np.asarray(observation, np.float32)).flatten(1)
-    return numbers / 255 if space.dtype == np.uint8 else numbers
+    image = space.dtype == np.uint8 and isinstance(space, spaces.Box) and (space.high == 255).all()
+    return numbers / 255 if image else numbers
 
 
 def _task_inputs(space: spaces.Space, tasks: np.ndarray) -> Tensor:

@@ -21,6 +21,7 @@ from .adaptation import add_lr_factors
 from .config import Config
 from .errors import UserError
 from .policies import flatten, load, make_policy
+from .recurrent import GRUPolicy
 from .rollouts import make_env
 from .streams import stream, torch_generator
 
@@ -65,6 +66,11 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
         UserError: If there is no ready-made policy for the family, or the policy lacks what options name.
     """
     if own is not None:
+        if config.rl2_episodes and not isinstance(own, GRUPolicy):
+            raise UserError(
+                f"rl2_episodes is {config.rl2_episodes}, but the policy given is no maml_rl.recurrent.GRUPolicy, which "
+                "remembers; give one, or leave rl2_episodes out."
+            )
         policy = copy.deepcopy(own)
     else:
         env = make_env(config, 1)
@@ -213,8 +219,8 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
     state = State(**{name: content[name] for name in kinds})
     if content.get("layout") != _layout(policy):
         raise UserError(
-            f"{path} holds the parameters of another policy than the run's options make; a policy of your own must "
-            "be given again: train(config, policy=...) or evaluate(run_dir, policy=...)."
+            f"{path} holds the parameters of another policy than the run's options make; a policy of your own "
+            "must be given again: train(config, policy=...) or evaluate(run_dir, policy=...)."
         )
     if state.theta.shape != flatten(policy).shape or not torch.isfinite(state.theta).all():
         raise UserError(f"{path} is damaged: not all parameters are there and finite; restore it from a copy.")

@@ -95,9 +95,9 @@ def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int) -> Ten
 
     def product(chunk: Linearised) -> Tensor:
         mask = chunk.query.mask.flatten(1).to(tangent.dtype)
-        weight = (mask / mask.sum(1, keepdim=True) / num_tasks).unsqueeze(-1)
+        weight = mask / mask.sum(1, keepdim=True) / num_tasks
         curved = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
-        return chunk.vjp(tree_map(lambda x: x * weight, curved))
+        return chunk.vjp(tree_map(lambda x: x * weight.view(*weight.shape, *[1] * (x.ndim - 2)), curved))
 
     return sum_over(chunks, product)
 

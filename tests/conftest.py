@@ -11,7 +11,7 @@ import torch
 from maml_rl.envs import families
 
 from maml_rl.distributions import Categorical, Normal
-from maml_rl.policies import CategoricalMLP, GaussianMLP, flatten, initialise
+from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, initialise
 from maml_rl.rollouts import Rollouts
 
 torch.set_num_threads(1)  # pytest-xdist already uses every core
@@ -24,8 +24,8 @@ SLOW_FAMILIES = ("maml_rl/ML10-v0", "maml_rl/ML45-v0")
 QUICK_FAMILIES = [env_id for env_id in FAMILIES if env_id not in SLOW_FAMILIES]
 
 
-def make_policy(kind, seed=0):
-    policy = GaussianMLP(O, A, (4,), 0.7) if kind == "normal" else CategoricalMLP(O, A, (4,))
+def make_policy(kind, seed=0, context_size=0):
+    policy = MLP(O, (4,), GaussianHead(4, A, 0.7) if kind == "normal" else CategoricalHead(4, A), context_size)
     initialise(policy, torch.Generator().manual_seed(seed))
     return policy, flatten(policy).double()
 
@@ -54,6 +54,7 @@ def random_rollouts(kind, num_tasks=3, num_rollouts=4, horizon=5, seed=0):
         behaviour=behaviour,
         log_probs=behaviour.log_prob(actions),
         advantages=randn() * mask,
+        advantage_scale=torch.ones(num_tasks, dtype=torch.float64),
         outcomes={},
     )
 

@@ -1,5 +1,6 @@
 """A family that does on purpose, at a given reset, what goes wrong in real runs."""
 
+import copy
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from maml_rl.envs.bandit import BernoulliBanditEnv, BernoulliBanditVectorEnv
 from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
 
 # What the tests of every family leave out.
-ON_PURPOSE = {"tests/NanAfterEnd-v0", "tests/NoWay-v0", "tests/Slow-v0"}
+ON_PURPOSE = {"tests/NanAfterEnd-v0", "tests/NoWay-v0", "tests/Slow-v0", "tests/Mixed-v0"}
 
 
 class MisbehavingVectorEnv(Navigation2DVectorEnv):
@@ -212,3 +213,40 @@ class SuccessOnceEnv(TroubledEnv):
 
 
 gymnasium.register("tests/SuccessOnce-v0", entry_point="misbehaving:SuccessOnceEnv", max_episode_steps=20)
+
+
+class MixedEnv(gymnasium.Env):
+    """No ready-made policy fits: two actions, one of 2 and one of 3 values, pay where they are near the task.
+
+    Observations are drawn from a space of one of five kinds, none of them an array.
+    """
+
+    task_space = gymnasium.spaces.Box(0.0, 2.0, (2,), np.float64)
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3], start=[0, 5])
+    observation_spaces = {  # noqa: RUF012
+        "dict": gymnasium.spaces.Dict(
+            place=gymnasium.spaces.Discrete(3), speed=gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        ),
+        "tuple": gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2), gymnasium.spaces.MultiBinary(2)]),
+        "multi-discrete": gymnasium.spaces.MultiDiscrete([2, 3]),
+        "multi-binary": gymnasium.spaces.MultiBinary(3),
+        "sequence": gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2)),
+    }
+
+    def __init__(self, kind="dict", render_mode=None):
+        self.observation_space = copy.deepcopy(self.observation_spaces[kind])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.task = (options or {}).get("task", np.ones(2))
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        reward = -np.abs(action - self.action_space.start - self.task).sum()
+        return self.observation_space.sample(), float(reward), False, False, {}
+
+
+gymnasium.register("tests/Mixed-v0", entry_point="misbehaving:MixedEnv", max_episode_steps=20)

@@ -19,7 +19,7 @@ def test_gae_by_hand(monkeypatch):
     """γ = 0.5, λ = 0.5; V = (4, 2, 1), and the episode of the second rollout ends after two steps."""
     values = torch.tensor([[[4.0, 2.0, 1.0], [4.0, 2.0, 0.0]]], dtype=torch.float64)
     monkeypatch.setattr("maml_rl.advantages.fit_values", lambda *_: values)
-    monkeypatch.setattr("maml_rl.advantages.normalise", lambda x, *_: x)
+    monkeypatch.setattr("maml_rl.advantages.normalise", lambda x, *_: (x, torch.ones(len(x))))
     mask = torch.tensor([[[True, True, True], [True, True, False]]])
     rollouts = random_rollouts("normal", 1, 2, 3)._replace(
         rewards=torch.tensor([[[1.0, 2.0, 3.0], [1.0, 2.0, 0.0]]], dtype=torch.float64), mask=mask
@@ -72,4 +72,4 @@ def test_normalised_per_task_over_valid_steps(gae_lambda):
 
 def test_equal_numbers_normalise_to_zero():
     mask = torch.ones(1, 2, 3, dtype=torch.bool)
-    assert not normalise(torch.full((1, 2, 3), 5.0, dtype=torch.float64), mask).any()
+    assert not normalise(torch.full((1, 2, 3), 5.0, dtype=torch.float64), mask)[0].any()

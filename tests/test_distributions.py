@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from maml_rl.distributions import Categorical, Normal
+from maml_rl.distributions import Categorical, MultiCategorical, Normal
+
+# Three actions with 4, 2 and 3 values; True where an action has no such value.
+MISSING = torch.arange(4) >= torch.tensor([[4], [2], [3]])
+
+
+@pytest.fixture(params=["normal", "categorical", "multi-categorical"])
+def kind(request):
+    return request.param
 
 
 def pair(kind):
@@ -13,6 +21,14 @@ def pair(kind):
         ours = Normal(draw(), 0.5 * draw()), Normal(draw(), 0.5 * draw())
         theirs = [
             torch.distributions.Independent(torch.distributions.Normal(d.mean, d.log_std.exp()), 1) for d in ours
+        ]
+    elif kind == "multi-categorical":
+        ours = tuple(
+            MultiCategorical(torch.randn(5, 3, 4, generator=g, dtype=torch.float64).masked_fill(MISSING, -1e9))
+            for _ in range(2)
+        )
+        theirs = [
+            torch.distributions.Independent(torch.distributions.Categorical(logits=d.logits), 1) for d in ours
         ]
     else:
         ours = Categorical(draw()), Categorical(draw())
@@ -30,17 +46,16 @@ def test_log_prob_and_kl(kind):
 
 def test_fisher_product_is_the_hessian_of_the_kl(kind):
     (p, t), _ = pair(kind)
-    one = lambda d, i: type(d)(*(x[i] for x in d))  # noqa: E731
+    flat = lambda d: torch.cat([x.flatten() for x in d])  # noqa: E731
     for i in range(5):
-        flat = torch.cat(tuple(one(p, i)))
+        one_p, one_t = (type(d)(*(x[i] for x in d)) for d in (p, t))
 
-        def kl(x, i=i):
-            return one(p, i).kl(type(p)(*x.split(3)))
+        def kl(x, one_p=one_p):
+            parts = x.split([y.numel() for y in one_p])
+            return one_p.kl(type(one_p)(*(part.view_as(y) for part, y in zip(parts, one_p, strict=True))))
 
-        hessian = torch.autograd.functional.hessian(kl, flat)
-        torch.testing.assert_close(
-            torch.cat(tuple(one(p, i).fisher_product(one(t, i)))), hessian @ torch.cat(tuple(one(t, i)))
-        )
+        hessian = torch.autograd.functional.hessian(kl, flat(one_p))
+        torch.testing.assert_close(flat(one_p.fisher_product(one_t)), hessian @ flat(one_t))
 
 
 def test_samples_follow_the_distribution():
@@ -52,3 +67,16 @@ def test_samples_follow_the_distribution():
     x = Normal(torch.full((n, 1), 2.0), torch.full((n, 1), 0.5).log()).sample(g)
     assert x.mean().item() == pytest.approx(2.0, abs=4 * 0.5 / n**0.5)
     assert x.std().item() == pytest.approx(0.5, rel=0.03)
+
+
+def test_values_that_an_action_has_not_are_never_drawn():
+    g = torch.Generator().manual_seed(0)
+    n = 40_000
+    logits = torch.randn(3, 4, generator=g).masked_fill(MISSING, -1e9)
+    actions = MultiCategorical(logits.expand(n, 3, 4)).sample(g)
+    assert actions.shape == (n, 3)
+    frequency = torch.nn.functional.one_hot(actions, 4).double().mean(0)
+    assert not frequency[MISSING].any()
+    assert (frequency - logits.softmax(-1)).abs().max() < 4 * 0.5 / n**0.5
+    missing = torch.tensor([[0, 2, 0], [0, 0, 3]])  # of the second and of the third action
+    assert not MultiCategorical(logits.expand(2, 3, 4)).log_prob(missing).exp().any()

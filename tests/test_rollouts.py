@@ -15,7 +15,7 @@ from maml_rl.adaptation import adapt, rollouts_through_adaptation
 from maml_rl.advantages import with_advantages
 from maml_rl.config import Config
 from maml_rl.distributions import Normal
-from maml_rl.outer import adapted_policy, outer_objective
+from maml_rl.objectives import adapted_policy, outer_objective
 from maml_rl.policies import act, flatten, make_policy
 from maml_rl.rollouts import action_map, collect, make_env
 
@@ -23,7 +23,10 @@ from maml_rl.rollouts import action_map, collect, make_env
 def setup(env_id, num_tasks=3, num_rollouts=4, horizon=6):
     env = make_env(Config(env_id=env_id, horizon=horizon, num_workers=0), num_tasks * num_rollouts)
     policy = make_policy(
-        env.single_observation_space, env.single_action_space, (8,), 1.0, torch.Generator().manual_seed(0)
+        env.single_observation_space,
+        env.single_action_space,
+        Config(hidden_sizes=(8,)),
+        torch.Generator().manual_seed(0),
     )
     thetas = flatten(policy) + 0.1 * torch.arange(num_tasks)[:, None]
     return env, policy, thetas, env.sample_tasks(num_tasks, np.random.default_rng(0))
@@ -123,7 +126,7 @@ def test_what_comes_after_an_end_reaches_nothing():
     assert not rollouts.mask.all()
     rollouts = with_advantages(rollouts, 0.9, 0.9)
     assert torch.isfinite(rollouts.advantages).all()
-    adapted = vmap(lambda theta, support: adapt(policy, theta, support, 0.1))(thetas, rollouts)
+    adapted, _ = vmap(lambda theta, support: adapt(policy, theta, support, Config()))(thetas, rollouts)
     assert torch.isfinite(adapted).all()
 
 
@@ -141,7 +144,7 @@ def test_what_is_differentiated_is_what_sampled(num_steps):
     env, policy, thetas, tasks = setup("maml_rl/Navigation2D-v0")
     config = Config(inner_lr=0.3, num_steps=num_steps)
     *supports, query = rollouts_through_adaptation(
-        env, policy, thetas[0], tasks, [0.3] * num_steps, config, np.random.SeedSequence(0)
+        env, policy, thetas[0], tasks, [1.0] * num_steps, config, np.random.SeedSequence(0)
     )
     behaviour = vmap(lambda s, q: adapted_policy(policy, thetas[0], s, q, config))(tuple(supports), query)
     for recomputed, sampled in zip(behaviour, query.behaviour, strict=True):
@@ -167,15 +170,21 @@ def test_unknown_ids_are_refused(env_id, sentence):
 
 
 def test_spaces_that_policies_do_not_support_are_refused():
-    with pytest.raises(UserError, match="one-dimensional Box or a Discrete"):
-        make_policy(spaces.Box(0, 1, (4, 4)), spaces.Discrete(2), (8,), 1.0, torch.Generator())
+    with pytest.raises(UserError, match="no ready-made policy for the observation space Box.* policy=..."):
+        make_policy(spaces.Box(0, 1, (4, 4)), spaces.Discrete(2), Config(), torch.Generator())
+    with pytest.raises(UserError, match="no ready-made policy for the action space MultiDiscrete.* policy=..."):
+        make_policy(spaces.Box(0, 1, (4,)), spaces.MultiDiscrete([2, 3]), Config(), torch.Generator())
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
         ("num_tasks", 0), ("num_rollouts", 0), ("horizon", 0), ("num_steps", -1), ("inner_lr", 0.0),
-        ("inner_lr", float("nan")), ("discount", 1.5), ("hidden_sizes", (0,)), ("max_kl", -1.0), ("iterations", 0),
+        ("inner_lr", float("nan")), ("discount", 1.5), ("hidden_sizes", (0,)), ("max_kl", -1.0),
+        ("iterations", -1),
+        ("outer_lr", 0.0), ("ppo_clip", -0.1), ("kl_penalty", -1.0), ("e_maml", -1.0), ("log_std_lr", -0.1),
+        ("eval_lr_factors", ()), ("eval_lr_factors", (1.0, -1.0)), ("learn_lr", "each"), ("context_size", -1),
+        ("ppo_epochs", 0), ("rl2_episodes", -1),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(option, value):

@@ -32,7 +32,7 @@ def scalars(run_dir):
 
 
 def theta_of(run_dir):
-    return load_checkpoint(run_dir, flatten(new_policy(load_config(run_dir)))).theta
+    return load_checkpoint(run_dir, new_policy(load_config(run_dir))).theta
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, h
         assert "--resume" in stopped.stderr
         assert "Traceback" not in stopped.stderr
     config, _ = finished
-    assert load_checkpoint(tmp_path / "run", theta_of(config.run_dir)).iteration == done
+    assert load_checkpoint(tmp_path / "run", new_policy(config)).iteration == done
     if how == "SIGINT":  # the printed command, as it stands
         program, *arguments = shlex.split(
             stopped.stderr.strip().splitlines()[-1].removeprefix("stopped; go on with: ")
@@ -232,7 +232,8 @@ def test_full_disk_under_the_event_file(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no checkpoint at all", "truncated", "one bit", "foreign", "missing key", "other policy"]
+    "content",
+    [b"", b"no checkpoint at all", "truncated", "one bit", "foreign", "missing key", "other policy", "short"],
 )
 def test_bad_checkpoints_are_refused(finished, tmp_path, content):
     run_dir = tmp_path / "run"
@@ -254,10 +255,15 @@ def test_bad_checkpoints_are_refused(finished, tmp_path, content):
         torch.save({"model": torch.zeros(3)}, path)
     elif content == "other policy":
         checkpoint = torch.load(path, weights_only=True)
+        torch.save({**checkpoint, "layout": [["weight", 3]], "theta": torch.zeros(3)}, path)
+    elif content == "short":
+        checkpoint = torch.load(path, weights_only=True)
         torch.save({**checkpoint, "theta": torch.zeros(3)}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged|no checkpoint of this version|holds \\(3,\\) parameters"):
+    with pytest.raises(
+        UserError, match="damaged|no checkpoint of this version|holds the parameters of another policy"
+    ):
         evaluate(run_dir)
 
 
@@ -288,7 +294,7 @@ def test_nothing_is_carried_from_one_task_to_the_next(finished):
         [
             batch.rewards[0]
             for batch in rollouts_through_adaptation(
-                env, policy, flatten(policy), some, [0.5, 0.25], config, stream(0, "test")
+                env, policy, flatten(policy), some, [1.0, 0.5], config, stream(0, "test")
             )
         ]
         for some in (tasks, np.array([tasks[0], [0.0, 0.0], [0.2, 0.2]]))

@@ -1,0 +1,60 @@
+"""Every method on 2D navigation, several seeds each: `python experiments/compare_navigation_2d.py`.
+
+Trains what is not there yet, or goes on with what was stopped, and compares. One method or seed alone, so that
+several can run at the same time: `--methods promp --seeds 2`.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from maml_rl import Config, train
+from maml_rl.cli import compare
+
+BASE = Config(env_id="maml_rl/Navigation2D-v0", iterations=100, inner_lr=0.5, eval_every=0)
+METHODS: dict[str, dict[str, object]] = {
+    "maml": {},
+    "maml_lvc": {"estimator": "lvc"},
+    "promp": {"estimator": "lvc", "outer": "ppo"},
+    "e_maml": {"e_maml": 1 / 20},  # 1/K
+    "fomaml": {"first_order": True},
+    "meta_sgd": {"learn_lr": "parameter"},
+    "anil": {"adapt_only": "head"},
+    "pretrain": {"num_steps": 0},
+    "oracle": {"num_steps": 0, "observe_task": True, "eval_num_steps": 0},
+    "rl2": {"rl2_episodes": 3, "num_steps": 0, "outer": "ppo", "hidden_sizes": (64,), "eval_num_steps": 60},
+    "scratch": {"iterations": 0, "eval_num_steps": 100},
+}
+
+
+def main(
+    run_dir: Path = Path("runs/compare_navigation_2d"),
+    methods: tuple[str, ...] = tuple(METHODS),
+    seeds: tuple[int, ...] = (1, 2, 3),
+    iterations: int | None = None,
+) -> None:
+    """Trains and compares.
+
+    Args:
+        run_dir: Folder of the runs, one for each method and seed; the picture is written there.
+        methods: Which methods.
+        seeds: Which seeds.
+        iterations: Meta-iterations in place of each method's own.
+    """
+    folders = []
+    for method in methods:
+        for seed in seeds:
+            folder = run_dir / method / f"seed{seed}"
+            options = {**METHODS[method], "run_dir": folder, "seed": seed, "resume": True}
+            if iterations is not None and method != "scratch":
+                options["iterations"] = iterations
+            config = dataclasses.replace(BASE, **options)  # type: ignore[arg-type]
+            if not (folder / "evaluation.json").exists():
+                train(config)
+            folders.append(folder)
+    compare(tuple(folders), picture=run_dir / "comparison.png")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

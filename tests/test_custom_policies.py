@@ -1,0 +1,232 @@
+"""Policies other than the MLP: the CNN that comes with the package, and a module of the user's own."""
+
+import copy
+import dataclasses
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, A, random_rollouts
+from gymnasium import spaces
+from maml_rl.envs import check_family, make_vec
+from matplotlib.figure import Figure
+from misbehaving import MixedEnv
+from test_adaptation import finite_differences, step, task
+from test_outer import gradient, mean_over_tasks
+from torch import nn
+from torch.func import vmap
+
+import maml_rl
+from maml_rl import Config, UserError, objectives, trust_region
+from maml_rl.distributions import MultiCategorical
+from maml_rl.policies import CNN, CategoricalHead, GaussianHead, flatten, initialise
+from maml_rl.policies import make_policy as ready_made
+
+PIXELS = "maml_rl/PixelNavigation2D-v0"
+
+
+def pictures(positions):
+    """What is seen of positions (N, 2), as a policy is given it: (N, 256) in [0, 1]."""
+    seen = gymnasium.make_vec(PIXELS, num_envs=1).unwrapped.observation(np.asarray(positions), None)
+    assert seen.dtype == np.uint8
+    return torch.from_numpy(seen).double().flatten(1) / 255
+
+
+def image_policy(kind):
+    """A CNN and parameters far from its first ones, whose last layer is almost 0."""
+    policy = CNN((1, 16, 16), 4, GaussianHead(4, A, 0.7) if kind == "normal" else CategoricalHead(4, A))
+    generator = torch.Generator().manual_seed(0)
+    initialise(policy, generator)
+    theta = flatten(policy).double()
+    return policy, theta + 0.2 * torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
+
+
+def image_rollouts(kind, seed):
+    rollouts = random_rollouts(kind, seed=seed)
+    positions = rollouts.observations.clamp(-1, 1).flatten(0, 2)
+    return rollouts._replace(observations=pictures(positions.numpy()).unflatten(0, rollouts.mask.shape))
+
+
+def test_the_picture_shows_the_point_and_not_the_goal():
+    env = gymnasium.make_vec(PIXELS, num_envs=3, max_episode_steps=5)
+    seen, _ = env.reset(seed=0, options={"task": np.array([[0.4, 0.4], [-0.4, 0.4], [0.4, 0.4]])})
+    assert seen.shape == (3, 1, 16, 16)
+    assert (seen == seen[0]).all()
+    corner = pictures([[9.0, 1.0]]).view(16, 16)
+    assert corner[0, 15] == 1 == corner.sum()  # beyond the square: on its edge, y upwards
+    moved = pictures([[0.0, 0.0], [0.01, 0.0], [0.0, 0.01]])  # a thirteenth of a pixel
+    assert len(torch.unique(moved, dim=0)) == 3
+
+
+def test_paths_are_drawn_from_pictures():
+    paths = np.random.default_rng(0).uniform(-1, 1, (3, 5, 2))
+    mask = np.arange(5) < np.array([[5], [3], [1]])
+    seen = pictures(paths.reshape(-1, 2)).view(3, 5, 256).numpy() * mask[..., None]
+    seen = np.concatenate([seen, np.ones((3, 5, 2))], axis=-1)  # a policy may see more than the picture
+    axes = Figure().add_subplot()
+    env = gymnasium.make_vec(PIXELS, num_envs=1).unwrapped
+    env.plot_rollouts(axes, np.array([0.1, 0.2]), seen, mask)
+    *drawn, start, goal = axes.lines
+    assert len(drawn) == 3
+    for line, path, taken in zip(drawn, paths, mask, strict=True):
+        np.testing.assert_allclose(line.get_xydata(), path[taken], atol=0.02)
+    assert (start.get_xydata().tolist(), goal.get_xydata().tolist()) == ([[0, 0]], [[0.1, 0.2]])
+
+
+def test_cnn_sees_where_the_point_is():
+    """Taught to name some positions, it names others better than the nearest pixel would."""
+    env = gymnasium.make_vec(PIXELS, num_envs=1)
+    generator = torch.Generator().manual_seed(0)
+    policy = ready_made(env.single_observation_space, env.single_action_space, Config(), generator)
+    assert isinstance(policy, CNN)
+    positions = 2 * torch.rand(600, 2, generator=generator) - 1
+    seen = pictures(positions.numpy()).float()
+    assert len(torch.unique(policy(seen).mean, dim=0)) == 600
+    adam = torch.optim.Adam(policy.parameters(), 0.01)
+    for _ in range(300):
+        adam.zero_grad()
+        (policy(seen[:300]).mean - positions[:300]).square().mean().backward()
+        adam.step()
+    error = (policy(seen[300:]).mean - positions[300:]).square().mean().sqrt()
+    assert error < 2 / 15 / 12**0.5  # the standard deviation of a uniform error of half a pixel
+
+
+def test_cnn_adapts_under_vmap_as_task_by_task(kind):
+    policy, theta = image_policy(kind)
+    support = image_rollouts(kind, seed=1)
+    thetas = theta + torch.arange(3.0).double()[:, None] / 10
+    batched = vmap(lambda theta, support: step(policy, theta, support))(thetas, support)
+    looped = torch.stack([step(policy, thetas[i], task(support, i)) for i in range(3)])
+    torch.testing.assert_close(batched, looped, rtol=1e-12, atol=1e-14)
+    assert (batched - thetas).abs().max() > 1e-3
+
+
+def test_meta_gradient_goes_through_the_cnn(kind):
+    policy, theta = image_policy(kind)
+    config = Config(inner_lr=0.3, chunk_tasks=2)
+    supports, query = (image_rollouts(kind, seed=1),), image_rollouts(kind, seed=2)
+    exact = gradient(policy, theta, supports, query, config)
+
+    def loss(theta, supports, query):
+        return objectives.surrogate(objectives.adapted_policy(policy, theta, supports, query, config), query)
+
+    _, other = objectives.mean_and_gradient(loss, theta, (supports, query), config.chunk_tasks)
+    torch.testing.assert_close(other, exact, rtol=1e-10, atol=1e-13)
+    objective = mean_over_tasks(objectives.surrogate, policy, supports, query, config)
+    for seed in range(4):
+        v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(seed), dtype=theta.dtype)
+        v = 1e-3 * v / v.norm()
+        slope = (
+            8 * (objective(theta + v) - objective(theta - v)) - objective(theta + 2 * v) + objective(theta - 2 * v)
+        ) / 12
+        torch.testing.assert_close(exact @ v, slope, rtol=1e-6, atol=1e-12)
+
+
+def test_cnn_trains_on_pictures(command, tmp_path):
+    result = command("train", "--env-id", PIXELS, "--run-dir", "run", *TINY, "--iterations", 2)
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert evaluation["env_id"] == PIXELS
+    for method in ("maml", "random"):
+        assert np.isfinite(evaluation["methods"][method]["returns"]).all()
+        assert np.shape(evaluation["methods"][method]["returns"]) == (3, 3)
+    checkpoint = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    assert ["body.0.weight", 8, 1, 3, 3] in checkpoint["layout"]
+    assert (tmp_path / "run/rollouts.png").exists()
+
+
+@pytest.mark.parametrize("kind", MixedEnv.observation_spaces)
+def test_adapted_observations_are_flattened(kind):
+    space = MixedEnv.observation_spaces[kind]
+    if kind == "sequence":
+        with pytest.raises(ValueError, match=r"Mixed-v0: observations of Sequence.* cannot be flattened"):
+            make_vec("tests/Mixed-v0", 3, kind=kind)
+        return
+    env = make_vec("tests/Mixed-v0", 3, kind=kind)
+    assert env.single_observation_space == spaces.flatten_space(space)
+    seen, _ = env.reset(seed=5)
+    for i in range(3):
+        alone, _ = gymnasium.make("tests/Mixed-v0", kind=kind).reset(seed=5 + i)
+        np.testing.assert_array_equal(seen[i], spaces.flatten(space, alone))
+
+
+def test_a_family_of_mixed_spaces_keeps_the_contract():
+    check_family("tests/Mixed-v0")
+
+
+class Own(nn.Module):
+    """Two actions of 2 and 3 values from flattened observations of 4 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+        initialise(self, torch.Generator().manual_seed(0))
+        self.register_buffer("missing", torch.tensor([[False, False, True], [False, False, False]]))
+
+    def forward(self, observations):
+        logits = self.layer(observations).unflatten(-1, (2, 3))
+        return MultiCategorical(logits.masked_fill(self.missing, -1e9))
+
+
+def config_of(run_dir, **options):
+    return Config(
+        env_id="misbehaving:tests/Mixed-v0", run_dir=run_dir, num_tasks=3, num_rollouts=4, horizon=5,
+        eval_num_tasks=3, eval_num_rollouts=2, eval_num_steps=2, eval_every=2, checkpoint_every=1, **options
+    )  # fmt: skip
+
+
+def several_actions(seed):
+    """Rollouts of made-up numbers in float64 for `Own`."""
+    g = torch.Generator().manual_seed(seed)
+    rollouts = random_rollouts("categorical", seed=seed)
+    shape = rollouts.mask.shape
+    logits = torch.randn(*shape, 2, 3, generator=g, dtype=torch.float64).masked_fill(Own().missing, -1e9)
+    actions = MultiCategorical(logits).sample(g)
+    return rollouts._replace(
+        observations=torch.randn(*shape, 4, generator=g, dtype=torch.float64),
+        actions=actions,
+        behaviour=MultiCategorical(logits),
+        log_probs=MultiCategorical(logits).log_prob(actions),
+    )
+
+
+def test_derivatives_with_several_actions():
+    policy, config = Own(), Config(inner_lr=0.3, chunk_tasks=2)
+    theta = flatten(policy).double() + torch.linspace(-0.5, 0.5, 30, dtype=torch.float64)
+    supports, query = (several_actions(1),), several_actions(2)
+    exact = finite_differences(mean_over_tasks(objectives.surrogate, policy, supports, query, config), theta)
+    torch.testing.assert_close(gradient(policy, theta, supports, query, config), exact, rtol=1e-6, atol=1e-9)
+    # The KL is that of the policies which drew the query, as in training.
+    adapted = vmap(lambda s, q: objectives.adapted_policy(policy, theta, s, q, config))(supports, query)
+    query = query._replace(behaviour=MultiCategorical(adapted.logits.unflatten(1, query.mask.shape[1:])))
+    objective = mean_over_tasks(objectives.mean_kl, policy, supports, query, config)
+    hessian = torch.autograd.functional.hessian(objective, theta)
+    chunks = trust_region.linearise_chunks(policy, theta, supports, query, config)
+    v = torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(trust_region.kl_product(chunks, v, 3), hessian @ v, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("outer", ["trpo", "ppo"])
+def test_a_module_of_one_s_own_trains_resumes_and_is_evaluated(tmp_path, outer):
+    whole = config_of(tmp_path / "whole", iterations=4, num_workers=0, outer=outer)
+    own = Own()
+    before = copy.deepcopy(own.state_dict())
+    trained = maml_rl.train(whole, policy=own)
+    assert isinstance(trained, Own)
+    assert all(torch.equal(before[name], value) for name, value in own.state_dict().items())
+    assert not torch.equal(flatten(trained), flatten(own))
+    assert torch.isfinite(flatten(trained)).all()
+    results = json.loads((whole.run_dir / "evaluation.json").read_text())
+    assert maml_rl.evaluate(whole.run_dir, policy=Own()) == results
+    with pytest.raises(
+        UserError, match=r"^There is no ready-made policy for the action space [^\n]*policy=...\)\.$"
+    ):
+        maml_rl.evaluate(whole.run_dir)
+
+    part = config_of(tmp_path / "part", iterations=2, num_workers=2, outer=outer)
+    maml_rl.train(part, policy=own)
+    resumed = maml_rl.train(dataclasses.replace(part, iterations=4, resume=True), policy=own)
+    assert torch.equal(flatten(resumed), flatten(trained))
+    assert json.loads((part.run_dir / "evaluation.json").read_text()) == results
