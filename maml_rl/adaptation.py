@@ -74,12 +74,14 @@ def inner_loss(
 LOG_LR_FACTORS = "log_lr_factors"
 
 
-def add_lr_factors(policy: nn.Module, config: Config) -> None:
+def prepare(policy: nn.Module, config: Config) -> None:
     """Makes α a part of θ, where it is learned: inner steps leave those entries alone, the outer step does not.
 
     Raises:
-        UserError: If the policy has no part that `adapt_only` names.
+        UserError: If there is no inner loss of that name, or no part of the policy that `adapt_only` names.
     """
+    if config.estimator not in ESTIMATORS:
+        raise UserError(f"estimator is {config.estimator!r}, but must be one of {', '.join(ESTIMATORS)}.")
     if config.adapt_only is not None:
         parts = {name.partition(".")[0] for name, _ in policy.named_parameters()}
         if config.adapt_only not in parts:

@@ -1,4 +1,4 @@
-"""The command line: `maml-rl train | evaluate | compare | render | families`, and the experiments' common front."""
+"""The command line: `maml-rl train | evaluate | compare | render | families`, and the experiments' front."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
     print(comparison_table(env_id, methods))
     print(
         "\nInterquartile means over held-out tasks and seeds, 95% stratified bootstrap intervals; after as many "
-        "episodes of a task as the first method's steps took. Scores: (method - random) / (oracle - random), of means."
+        "episodes of a task as the first method's steps took. Score: (method - random) / (oracle - random), means."
     )
     print(f"picture      {picture}")
 

@@ -28,8 +28,8 @@ class Curves(NamedTuple):
 
     Attributes:
         returns: For each seed, (tasks, S + 1).
-        episodes: Episodes of a task that the learner had seen before each of the S + 1: K for each inner step, 1 for
-            each episode of RL².
+        episodes: Episodes of a task that the learner had seen before each of the S + 1: K for an inner step, 1
+            for an episode of RL².
         env_steps: The environment steps in them, mean over seeds.
     """
 
@@ -146,8 +146,8 @@ def _curves(group: list[tuple[Path, Config, dict[str, Any]]], method: str) -> Cu
 def interquartile_mean(returns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The mean of the middle half over tasks of all seeds, with its 95% interval.
 
-    The interval is a percentile bootstrap that is stratified: tasks are drawn anew within each seed (Agarwal et al.,
-    arXiv:2108.13264, section 4.1; there, seeds within each task, but here every seed has held-out tasks of its own).
+    The interval is a stratified percentile bootstrap: tasks are drawn anew within each seed (Agarwal et al.,
+    arXiv:2108.13264, section 4.1, draws seeds within each task; but here every seed has tasks of its own).
 
     Args:
         returns: For each seed, (tasks, S + 1).

@@ -71,8 +71,8 @@ def evaluate(
     Args:
         source: A run folder, or a policy module, which is not changed.
         config: The run's options; needed with a module, read from a folder.
-        policy: The module of your own that a run folder's run was trained with, if it was; "random" is drawn for its
-            parameters as they are.
+        policy: The module of your own that a run folder's run was trained with, if it was; "random" is drawn for
+            its parameters as they are.
         untrained: The policy that "random" is drawn for; by default as the configuration makes it.
         num_steps: S, adaptation steps; by default the configuration's `eval_num_steps`, and so on.
         num_tasks: Held-out tasks, at least 2 for an interval.

@@ -161,7 +161,7 @@ def make_policy(
     if not fits and not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
         raise UserError(
             f"There is no ready-made policy for the observation space {observation_space}, only for a "
-            "one-dimensional Box, an image Box (channels, height, width) and Discrete; give train a module of "
+            "one-dimensional Box, an image Box (channels, height, width) and Discrete; give a module of "
             "your own: train(config, policy=...), evaluate(run_dir, policy=...)."
         )
     if image and (task_size or config.context_size or config.rl2_episodes):
@@ -185,7 +185,7 @@ def make_policy(
     else:
         raise UserError(
             f"There is no ready-made policy for the action space {action_space}, only for a one-dimensional Box "
-            "and Discrete; give train a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)."
+            "and Discrete; give a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)."
         )
     policy: nn.Module
     if config.rl2_episodes:

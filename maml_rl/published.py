@@ -1,10 +1,10 @@
 """Returns that the MAML paper's authors published, to set beside one's own.
 
-Source: the result files published with the original implementation of Finn et al., "Model-Agnostic Meta-Learning
-for Fast Adaptation of Deep Networks", arXiv:1703.03400, figures 4 and 5: mean undiscounted returns on 40 held-out
-tasks after 0, 1, 2, 3 gradient steps; the oracle is given the task and does not adapt. The locomotion families were
-other MuJoCo models than Gymnasium's (rllab's: other time step, no frame skip, horizon 200): compare scores, not
-returns.
+Source: the result files published with the original implementation of Finn et al., "Model-Agnostic Meta-
+Learning for Fast Adaptation of Deep Networks", arXiv:1703.03400, figures 4 and 5: mean undiscounted returns
+on 40 held-out tasks after 0, 1, 2, 3 gradient steps; the oracle is given the task and does not adapt. The
+locomotion families were other MuJoCo models than Gymnasium's (rllab's: other time step, no frame skip,
+horizon 200): compare scores, not returns.
 """
 
 import numpy as np

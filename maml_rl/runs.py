@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from .adaptation import add_lr_factors
+from .adaptation import prepare
 from .config import Config
 from .errors import UserError
 from .policies import flatten, load, make_policy
@@ -68,8 +68,8 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
     if own is not None:
         if config.rl2_episodes and not isinstance(own, GRUPolicy):
             raise UserError(
-                f"rl2_episodes is {config.rl2_episodes}, but the policy given is no maml_rl.recurrent.GRUPolicy, which "
-                "remembers; give one, or leave rl2_episodes out."
+                f"rl2_episodes is {config.rl2_episodes}, but the policy given is no maml_rl.recurrent.GRUPolicy, "
+                "which remembers; give one, or leave rl2_episodes out."
             )
         policy = copy.deepcopy(own)
     else:
@@ -82,7 +82,7 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
             spaces.flatdim(env.task_space) if config.observe_task else 0,
         )
         env.close()
-    add_lr_factors(policy, config)
+    prepare(policy, config)
     return policy
 
 

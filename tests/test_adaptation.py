@@ -9,7 +9,7 @@ from torch.func import jacrev, vmap
 from torch.utils._pytree import tree_map
 
 from maml_rl import UserError
-from maml_rl.adaptation import ESTIMATORS, LOG_LR_FACTORS, adapt, add_lr_factors, inner_loss, step_sizes
+from maml_rl.adaptation import ESTIMATORS, LOG_LR_FACTORS, adapt, inner_loss, prepare, step_sizes
 from maml_rl.advantages import with_advantages
 from maml_rl.config import Config
 from maml_rl.policies import act, flatten, per_task
@@ -118,7 +118,7 @@ def test_estimators_agree_in_the_gradient_where_the_rollouts_were_collected(kind
 def with_factors(config, kind="normal", context_size=0):
     """A policy that has learned factors of α, its θ with factors of 2, and the places of each part in θ."""
     policy, _ = make_policy(kind, context_size=context_size)
-    add_lr_factors(policy, config)
+    prepare(policy, config)
     if config.learn_lr != "no":
         getattr(policy, LOG_LR_FACTORS).data.fill_(math.log(2.0))
     places, start = {}, 0
@@ -209,4 +209,4 @@ def test_context_is_an_input_of_the_policy():
 def test_a_part_the_policy_has_not_is_refused(kind):
     policy, _ = make_policy(kind)
     with pytest.raises(UserError, match="adapt_only is 'tail', but the policy's parts are body, head; choose one"):
-        add_lr_factors(policy, Config(adapt_only="tail"))
+        prepare(policy, Config(adapt_only="tail"))

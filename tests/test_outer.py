@@ -11,7 +11,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from maml_rl import UserError, objectives, outer, trust_region
-from maml_rl.adaptation import ESTIMATORS, LOG_LR_FACTORS, adapt, add_lr_factors
+from maml_rl.adaptation import ESTIMATORS, LOG_LR_FACTORS, adapt, prepare
 from maml_rl.advantages import with_advantages
 from maml_rl.config import Config
 from maml_rl.policies import flatten, unflatten
@@ -203,7 +203,7 @@ def test_gradient_of_the_whole_outer_loss(kind, estimator, num_steps):
 
 
 def test_exploration_loss_by_hand(kind):
-    policy, theta, supports, query, config = problem(kind, 2)
+    policy, theta, supports, _, config = problem(kind, 2)
     one = tuple(task(s, 0) for s in supports)
     _, passed = objectives.through_adaptation(policy, theta, one, config)
     total = sum(
@@ -298,7 +298,7 @@ def test_learned_step_sizes_have_a_meta_gradient_and_a_metric(kind):
     """The whole trust region where α is part of θ."""
     policy, _ = make_policy(kind)
     config = Config(inner_lr=0.1, chunk_tasks=2, learn_lr="layer")
-    add_lr_factors(policy, config)
+    prepare(policy, config)
     theta = flatten(policy).double()
     supports, query = (random_rollouts(kind, seed=1),), random_rollouts(kind, seed=99)
     adapted = vmap(lambda s, q: objectives.adapted_policy(policy, theta, s, q, config))(supports, query)

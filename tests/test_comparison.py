@@ -1,0 +1,166 @@
+"""Comparing runs: what a method is called, which runs are its seeds, and the statistics, by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from scipy import stats
+
+from maml_rl import Config, UserError
+from maml_rl.comparison import at_episodes, by_method, comparison_table, interquartile_mean, label, load_runs
+from maml_rl.runs import write_json
+
+RL2 = {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
+
+
+def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, **options):
+    """A run folder with ten tasks' returns around `mean` (S + 1 numbers), and the untrained policy's below it."""
+    config = Config(run_dir=folder, seed=seed, eval_num_steps=steps, eval_num_rollouts=num_rollouts, **options)
+    folder.mkdir(parents=True)
+    save = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("run_dir", "resume")}
+    write_json(folder / "config.json", save)
+    spread = np.random.default_rng(seed).normal(size=(10, 1))
+    seen = (100 if config.rl2_episodes else 100 * num_rollouts) * np.arange(steps + 1)
+    methods = {
+        name: {
+            "returns": (spread + values).tolist(),
+            "mean": (spread + values).mean(0).tolist(),
+            "ci95": [[0.0, 0.0]] * (steps + 1),
+            "env_steps": seen.tolist(),
+        }
+        for name, values in ((config.method, np.asarray(mean)), ("random", np.full(steps + 1, -80.0)))
+    }
+    write_json(folder / "evaluation.json", {"num_rollouts": num_rollouts, "methods": methods})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "maml"),
+        ({"estimator": "lvc"}, "maml + lvc"),
+        ({"estimator": "lvc", "outer": "ppo"}, "promp"),
+        ({"outer": "adam"}, "maml + adam"),
+        ({"outer": "reptile"}, "reptile"),
+        ({"first_order": True}, "fomaml"),
+        ({"e_maml": 0.05, "estimator": "dice"}, "e-maml + dice"),
+        ({"learn_lr": "parameter"}, "meta-sgd"),
+        ({"adapt_only": "head"}, "anil"),
+        ({"adapt_only": "context", "context_size": 2}, "cavia"),
+        ({"num_steps": 0}, "pretrain"),
+        ({"num_steps": 0, "observe_task": True}, "oracle"),
+        (RL2, "rl2"),
+        ({"iterations": 0}, "scratch"),
+    ],
+)
+def test_methods_have_the_field_s_names(options, name):
+    assert label(Config(**options)) == name
+
+
+def test_interquartile_mean_and_its_interval():
+    """Of 1 ... 8 the middle half is 3 ... 6; seeds are strata: a gap between them is no spread."""
+    middle, interval = interquartile_mean([np.arange(1.0, 5.0)[:, None], np.arange(5.0, 9.0)[:, None]])
+    np.testing.assert_allclose(middle, [4.5])
+    assert interval[0, 0] < 4.5 < interval[0, 1]
+    rng = np.random.default_rng(0)
+    normal = [rng.normal((0.0, 5.0), size=(400, 2)) for _ in range(3)]
+    middle, interval = interquartile_mean(normal)
+    np.testing.assert_allclose(middle, stats.trim_mean(np.concatenate(normal), 0.25))
+    # The interquartile mean of normal numbers has 1.19 times the variance of their mean.
+    np.testing.assert_allclose(np.ptp(interval, axis=1), 2 * 1.96 * (1.19 / 1200) ** 0.5, rtol=0.15)
+    _, of_strata = interquartile_mean([np.zeros((50, 1)), np.ones((50, 1))])
+    np.testing.assert_allclose(of_strata, [[0.5, 0.5]])
+
+
+def test_seeds_of_a_method_belong_together_and_others_do_not(tmp_path):
+    folders = [
+        write_run(tmp_path / "a", [-40, -11, -4, -3], seed=1),
+        write_run(tmp_path / "b", [-42, -12, -5, -3], seed=2, eval_every=0, chunk_tasks=3),
+        write_run(tmp_path / "c", [-43, -13, -6, -3], seed=1, inner_lr=0.3),
+        write_run(tmp_path / "d", [-50, -44, -44, -44], estimator="lvc"),
+    ]
+    methods = by_method(load_runs(folders))
+    assert list(methods) == ["maml (inner_lr=0.1)", "maml (inner_lr=0.3)", "maml + lvc", "random"]
+    assert [len(curves.returns) for curves in methods.values()] == [2, 1, 1, 2]
+    assert methods["random"].returns[0].mean() < -75
+    with pytest.raises(UserError, match="a and .*e are the same method with the same seed; leave one out"):
+        by_method(load_runs([*folders, write_run(tmp_path / "e", [-1, -1, -1, -1], seed=1)]))
+
+
+def test_table_has_scores_and_what_was_published(tmp_path):
+    folders = [
+        write_run(tmp_path / "maml", [-40, -11, -4, -3]),
+        write_run(tmp_path / "oracle", [-2], steps=0, observe_task=True, num_steps=0),
+        write_run(tmp_path / "rl2", np.linspace(-60, -20, 31), steps=30, **RL2),
+    ]
+    methods = by_method(load_runs(folders))
+    rows = {line.split(" | ")[0].strip("| "): line for line in comparison_table("x", methods).splitlines()}
+    spread = np.random.default_rng(1).normal(size=(10, 1))
+    mean = spread.mean()
+    expected = [(a + mean + 80 - mean) / (-2 + mean + 80 - mean) for a in (-40, -11, -4, -3)]
+    assert rows["maml"].endswith(", ".join(f"{x:.3f}" for x in expected) + " |")
+    assert rows["maml"].split(" | ")[6] == "37.00"
+    # After 0, 20, 40 (there are only 30), 60 episodes.
+    middle = stats.trim_mean(spread, 0.25)[0]
+    returns = [float(cell.split(" [")[0]) for cell in rows["rl2"].split(" | ")[2:6]]
+    np.testing.assert_allclose(returns, np.array([-60, -60 + 40 * 20 / 30, -20, -20]) + middle, atol=0.006)
+    published = comparison_table("maml_rl/Navigation2D-v0", methods).splitlines()[-1]
+    assert published.endswith("0.526, 0.831, 0.980, 0.979 |")
+    assert "score" not in comparison_table("x", {name: methods[name] for name in ("maml", "random")})
+
+
+def test_points_are_taken_by_episodes_seen(tmp_path):
+    run = write_run(tmp_path / "rl2", np.zeros(31), steps=30, **RL2)
+    curves = by_method(load_runs([run]))["rl2"]
+    np.testing.assert_array_equal(at_episodes(curves, np.array([0, 20, 40, 60])), [0, 20, 30, 30])
+
+
+def test_compare_command(command, tmp_path):
+    for name, options in {
+        "maml": (),
+        "oracle": ("--num-steps", "0", "--observe-task", "--eval-num-steps", "0"),
+        "rl2": ("--rl2-episodes", "2", "--num-steps", "0", "--outer", "ppo", "--hidden-sizes", "8"),
+        "scratch": ("--iterations", "0", "--eval-num-steps", "5"),
+    }.items():
+        result = command("train", *TINY, "--iterations", "1", *options, "--run-dir", name)
+        assert result.returncode == 0, result.stderr
+    result = command("compare", "maml", "oracle", "rl2", "scratch", "--picture", "all.png")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    evaluation = json.loads((tmp_path / "maml/evaluation.json").read_text())
+    names = [line.split(" | ")[0].strip("| ") for line in result.stdout.splitlines() if line.startswith("|")]
+    assert names == ["method", "---", "maml", "oracle", "rl2", "scratch", "random", "MAML as published (means)"]
+    tasks = np.array(evaluation["methods"]["maml"]["returns"])
+    maml = next(line for line in result.stdout.splitlines() if line.startswith("| maml"))
+    assert maml.split(" | ")[3].startswith(f"{stats.trim_mean(tasks[:, 1], 0.25):.2f} [")
+    oracle = json.loads((tmp_path / "oracle/evaluation.json").read_text())
+    assert list(oracle["methods"]) == ["oracle", "random"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda run: (run / "config.json").unlink(), "holds no run"),
+        (lambda run: (run / "evaluation.json").unlink(), "finish the run, or evaluate it"),
+        (lambda run: (run / "evaluation.json").write_text("{}"), "is no evaluation of this version"),
+        (lambda run: (run / "evaluation.json").write_text("[1"), "is no evaluation of this version"),
+    ],
+)
+def test_folders_without_results_are_refused(tmp_path, damage, sentence):
+    run = write_run(tmp_path / "run", [-40, -11, -4, -3])
+    damage(run)
+    with pytest.raises(UserError, match=sentence):
+        load_runs([run])
+
+
+def test_runs_of_different_families_are_refused(tmp_path):
+    runs = [write_run(tmp_path / "a", [1, 1, 1, 1]), write_run(tmp_path / "b", [1, 1, 1, 1], horizon=50)]
+    with pytest.raises(UserError, match="b has horizon=50 and .*a None; compare runs that agree in it"):
+        load_runs(runs)
+    with pytest.raises(UserError, match="nothing to compare"):
+        load_runs([])
+    with pytest.raises(UserError, match="holds no run"):
+        load_runs([Path("nowhere")])

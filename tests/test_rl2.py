@@ -1,0 +1,167 @@
+"""RL²: what the policy is given, what it remembers, trials made of episodes, and that it learns to learn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_rollouts
+from torch.func import functional_call
+
+import maml_rl
+from maml_rl import Config, UserError
+from maml_rl.adaptation import rollouts_through_adaptation
+from maml_rl.policies import flatten, unflatten
+from maml_rl.rl2 import as_trials, rl2_step
+from maml_rl.rollouts import make_env
+from maml_rl.runs import new_policy
+
+RL2 = {"rl2_episodes": 3, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
+
+
+def episodes(env_id, num_tasks=4, num_rollouts=5, horizon=6, num_episodes=3, **options):
+    config = Config(env_id=env_id, horizon=horizon, num_workers=0, **{**RL2, **options})
+    env = make_env(config, num_tasks * num_rollouts)
+    policy = new_policy(config)
+    theta = flatten(policy) + 0.3 * torch.randn(len(flatten(policy)), generator=torch.Generator().manual_seed(0))
+    tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
+    factors = [1.0] * (num_episodes - 1)
+    batches = rollouts_through_adaptation(env, policy, theta, tasks, factors, config, np.random.SeedSequence(0))
+    return config, policy, theta, list(batches)
+
+
+@pytest.mark.parametrize("env_id", ["tests/NanAfterEnd-v0", "maml_rl/TabularMDP-v0", "maml_rl/HalfCheetahVel-v0"])
+def test_the_memory_goes_on_from_episode_to_episode(env_id):
+    """Acting step by step, in halves too, is the policy over the whole trial at once; it forgets nothing."""
+    _, policy, theta, batches = episodes(env_id, horizon=10 if "Nan" in env_id else 6)
+    trials = as_trials(batches)
+    flat = trials.observations.flatten(0, 1)
+    distribution, _ = functional_call(policy, unflatten(policy, theta), (flat,))
+    valid = trials.mask.flatten(0, 1)
+    if "Nan" in env_id:
+        assert not all(batch.mask.all() for batch in batches)
+    for ours, theirs in zip(trials.behaviour, distribution, strict=True):
+        torch.testing.assert_close(ours.flatten(0, 1)[valid], theirs[valid], rtol=1e-4, atol=1e-5)
+    # Another first episode changes what is done in the last one, observation for observation.
+    changed = flat.clone()
+    changed[:, 0] += 1.0
+    other, _ = functional_call(policy, unflatten(policy, theta), (changed,))
+    last = int(valid.sum(1).min()) - 1
+    assert (other[0][:, last] - distribution[0][:, last]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("env_id", ["maml_rl/Navigation2D-v0", "maml_rl/TabularMDP-v0"])
+def test_the_policy_sees_last_action_reward_and_end(env_id):
+    _, _, _, batches = episodes(env_id)
+    trials = as_trials(batches)
+    size = (2, 2) if "Navigation" in env_id else (10, 5)
+    seen = trials.observations[..., size[0] :]
+    assert seen.shape[-1] == size[1] + 2
+    assert not seen[:, :, 0].any()
+    actions = trials.actions
+    if not actions.is_floating_point():
+        actions = torch.nn.functional.one_hot(actions, size[1]).float()
+    torch.testing.assert_close(seen[:, :, 1:, : size[1]], actions[:, :, :-1])
+    torch.testing.assert_close(seen[:, :, 1:, -2], trials.rewards[:, :, :-1])
+    # No episode of these ended early: each end is the horizon's.
+    ends = torch.zeros(18)
+    ends[[6, 12]] = 1.0
+    torch.testing.assert_close(seen[..., -1], ends.expand(4, 5, -1))
+
+
+def test_trials_have_the_steps_taken_first():
+    batches = [random_rollouts("normal", seed=seed) for seed in (1, 2)]
+    trials = as_trials(batches)
+    assert trials.rewards.shape == (3, 4, 10)
+    for m in range(3):
+        for k in range(4):
+            lengths = [int(batch.mask[m, k].sum()) for batch in batches]
+            assert trials.mask[m, k].tolist() == [True] * sum(lengths) + [False] * (10 - sum(lengths))
+            for name in ("observations", "actions", "rewards", "log_probs"):
+                expected = torch.cat([getattr(b, name)[m, k, :n] for b, n in zip(batches, lengths, strict=True)])
+                torch.testing.assert_close(getattr(trials, name)[m, k, : sum(lengths)], expected)
+
+
+def test_credit_goes_back_over_the_end_of_an_episode():
+    """A reward of the last episode changes the gradient of what was done in the first one."""
+    config, policy, theta, batches = episodes("maml_rl/TabularMDP-v0", gae_lambda=1.0, ppo_epochs=1, outer_lr=1e-3)
+    _, memory, info = rl2_step(policy, theta, {}, batches, config)
+    later = batches[2]._replace(rewards=batches[2].rewards * torch.linspace(0, 2, 6))
+    _, other, _ = rl2_step(policy, theta, {}, [*batches[:2], later], config)
+    first, second = (m["state"][0]["exp_avg"] for m in (memory, other))
+    assert (first - second).norm() > 0.1 * first.norm()
+    assert info["surrogate_before"] == pytest.approx(0.0, abs=1e-5)  # ratios are 1, advantages normalised
+    assert info["surrogate_after"] < 0 < info["kl"]
+
+
+def test_it_learns_to_try_and_to_remember(tmp_path):
+    """A bandit of two arms, one of which pays: pulled at random at first, known at the second episode."""
+    config = Config(
+        env_id="misbehaving:tests/TwoArms-v0",
+        run_dir=tmp_path / "run",
+        iterations=40,
+        num_tasks=20,
+        num_rollouts=10,
+        outer_lr=0.02,
+        gae_lambda=1.0,
+        eval_every=0,
+        eval_num_steps=2,
+        **{**RL2, "rl2_episodes": 2},
+    )
+    maml_rl.train(config)
+    results = json.loads((config.run_dir / "evaluation.json").read_text())
+    curve = results["methods"]["rl2"]
+    # Of 5: the first pull of all can only be a guess, which costs half a unit.
+    assert curve["mean"][0] == pytest.approx(4.5, abs=0.25)
+    assert curve["mean"][1] > 4.95
+    assert curve["env_steps"] == [0, 5, 10]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"outer": "reptile", "estimator": "lvc"},
+            "Reptile takes no derivative.* leave estimator out",
+        ),
+        ({"outer": "reptile", "e_maml": 1.0}, "leave e_maml out"),
+        ({"outer": "reptile", "first_order": True}, "leave first_order out"),
+        ({"outer": "reptile", "learn_lr": "one"}, "leave learn_lr out"),
+        ({"outer": "reptile", "num_steps": 0}, "moves towards adapted parameters; choose num_steps 1 or more"),
+        ({**RL2, "num_steps": 1}, "num_steps is 1, but RL² adapts by its memory.*choose num_steps 0"),
+        ({**RL2, "estimator": "dice"}, "estimator is 'dice', but RL² adapts by its memory"),
+        ({**RL2, "outer": "trpo"}, "RL² is trained by PPO; choose outer ppo"),
+        ({**RL2, "context_size": 2}, "context_size is for inner steps"),
+        ({"num_steps": 0, "estimator": "lvc"}, "no inner step to differentiate; choose num_steps 1 or more"),
+        ({"num_steps": 0, "first_order": True}, "no inner step to differentiate"),
+        ({"observe_task": True}, "sees the task has nothing to adapt to; choose num_steps 0"),
+        ({"adapt_only": "context"}, "the policy has none; choose a context_size of 1 or more"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"adapt_only": "head"},
+            "adapt_only is 'head', but the policy's parts are bias, weight; choose",
+        ),
+        (RL2, "is no maml_rl.recurrent.GRUPolicy"),
+        ({"estimator": "reinforce"}, "estimator is 'reinforce', but must be one of vpg, lvc, dice"),
+        ({"outer": "sgd"}, "outer is 'sgd', but must be one of trpo"),
+    ],
+)
+def test_what_does_not_fit_the_policy_or_is_not_there_is_refused(tmp_path, options, sentence):
+    config = Config(run_dir=tmp_path / "run", **options)
+    with pytest.raises(UserError, match=sentence):
+        maml_rl.train(config, policy=torch.nn.Linear(2, 2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_memory_of_several_layers_is_refused():
+    with pytest.raises(UserError, match="the memory of RL² is one layer; choose one number"):
+        new_policy(Config(**{**RL2, "hidden_sizes": (8, 8)}))
