@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from .advantages import with_advantages
+from .advantages import discounted_sums, with_advantages
 from .config import Config
 from .distributions import Distribution
 from .envs import VectorFamily
@@ -23,34 +23,35 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum()
 
 
-def vpg(log_probs: Tensor, old: Tensor) -> Tensor:
-    """Log π_θ(a_t | o_t): the surrogate of the original MAML (arXiv:1703.03400, equation 5)."""
+def vpg(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
+    """The log-probability log π_θ(a_t | o_t): the surrogate of the original MAML (arXiv:1703.03400, equation 5)."""
     return log_probs
 
 
-def lvc(log_probs: Tensor, old: Tensor) -> Tensor:
-    """π_θ(a_t | o_t) / π_old(a_t | o_t): low-variance curvature (Rothfuss et al., arXiv:1810.06784, section 5)."""
+def lvc(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
+    """The ratio π_θ / π_old of step t: low-variance curvature (Rothfuss et al., arXiv:1810.06784, section 5)."""
     return torch.exp(log_probs - old)
 
 
-def dice(log_probs: Tensor, old: Tensor) -> Tensor:
+def dice(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
     """What step t changes in the ratio of the whole episode so far: unbiased in every derivative, and noisy.
 
-    Π_{s ≤ t} r_s - Π_{s < t} r_s with r_s = π_θ(a_s | o_s) / π_old(a_s | o_s): DiCE with advantages (Foerster et
-    al., arXiv:1802.05098; Farquhar et al., arXiv:1909.10549, equation 13 with λ = 1).
+    r_t Π_{s<t} r_s^(λ^(t-s)) - Π_{s<t} r_s^(λ^(t-s)), where r_s is the ratio π_θ / π_old of step s: DiCE (Foerster
+    et al., arXiv:1802.05098) with advantages. λ < 1 trades bias for variance (Farquhar et al., arXiv:1909.10549,
+    section 4); λ = 0 has the derivatives of `lvc`.
     """
     log_ratios = log_probs - old
-    so_far = log_ratios.cumsum(-1)
+    so_far = discounted_sums(log_ratios.flip(-1), config.dice_lambda).flip(-1)
     return torch.exp(so_far) - torch.exp(so_far - log_ratios)
 
 
-# The weight w_t of every step's advantage in the inner loss, from log π_θ(a_t | o_t) and from log π_old(a_t | o_t)
-# of the policy that drew the actions, all (K, H). At π_θ = π_old each has the gradient ∇ log π_θ.
-ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"vpg": vpg, "lvc": lvc, "dice": dice}
+# The weight w_t of every step's advantage in the inner loss, from log π_θ(a_t | o_t), from log π_old(a_t | o_t) of
+# the policy that drew the actions, all (K, H), and the options. At π_θ = π_old each has the gradient ∇ log π_θ.
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Config], Tensor]] = {"vpg": vpg, "lvc": lvc, "dice": dice}
 
 
 def inner_loss(
-    policy: nn.Module, theta: Tensor, rollouts: Rollouts, estimator: str = "vpg"
+    policy: nn.Module, theta: Tensor, rollouts: Rollouts, config: Config
 ) -> tuple[Tensor, Distribution]:
     """The surrogate -E[w_t Â_t] of one task, whose gradient is the policy gradient (Williams, 1992).
 
@@ -58,7 +59,7 @@ def inner_loss(
         policy: The policy module.
         theta: θ, (P,).
         rollouts: The task's rollouts, (K, H, ...), with advantages.
-        estimator: The name of w_t in `ESTIMATORS`.
+        config: Of it, the name of w_t in `ESTIMATORS` and its options.
 
     Returns:
         The loss, a scalar, and π_θ at the observations, of tensors (K·H, ...).
@@ -66,7 +67,7 @@ def inner_loss(
     # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
     distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
-    weights = ESTIMATORS[estimator](log_probs, rollouts.log_probs)
+    weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
     return -masked_mean(weights * rollouts.advantages, rollouts.mask), distribution
 
 
@@ -145,7 +146,7 @@ def adapt(
     Returns:
         θ', (P,), and π_θ at the support's observations, of tensors (K·H, ...); both differentiable in θ.
     """
-    gradient, distribution = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config.estimator)
+    gradient, distribution = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config)
     if config.first_order:
         gradient = gradient.detach()  # ∂θ'/∂θ = I
     return theta - lr_factor * step_sizes(policy, theta, config) * gradient, distribution

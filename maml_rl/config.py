@@ -69,6 +69,8 @@ class Config:
     """Leave the second derivatives out of the meta-gradient (FOMAML)."""
     estimator: str = "vpg"
     """The inner loss: `vpg`, `lvc` or `dice`, alike in value and gradient, not in their second derivatives."""
+    dice_lambda: float = 1.0
+    """λ of `dice`, how much of a step's credit goes to each one before it: 1 is unbiased, less varies less."""
     e_maml: float = 0.0
     """Weight of E-MAML's credit for exploring: 1 is the exact gradient, 1/K what published programs use."""
 
@@ -138,7 +140,7 @@ class Config:
         for name in ("inner_lr", "initial_std", "outer_lr", "ppo_clip", "max_kl", "worker_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be a positive number.")
-        for name in ("discount", "gae_lambda", "max_failed_share"):
+        for name in ("discount", "gae_lambda", "dice_lambda", "max_failed_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be between 0 and 1.")
         for name in ("cg_damping", "e_maml", "kl_penalty", "log_std_lr"):
@@ -152,6 +154,10 @@ class Config:
             )
         if self.learn_lr not in ("no", "one", "layer", "parameter"):
             raise UserError(f"learn_lr is {self.learn_lr!r}, but must be 'no', 'one', 'layer' or 'parameter'.")
+        if self.dice_lambda != 1.0 and self.estimator != "dice":
+            raise UserError(
+                f"dice_lambda is {self.dice_lambda}, but the estimator is {self.estimator!r}; choose dice."
+            )
         self._refuse_senseless()
 
     def _refuse_senseless(self) -> None:

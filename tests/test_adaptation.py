@@ -35,7 +35,7 @@ def task(rollouts, i):
 def test_step_follows_the_gradient_of_the_loss(kind):
     policy, theta = make_policy(kind)
     support = task(random_rollouts(kind), 0)
-    gradient = finite_differences(lambda x: inner_loss(policy, x, support)[0], theta)
+    gradient = finite_differences(lambda x: inner_loss(policy, x, support, Config())[0], theta)
     torch.testing.assert_close(step(policy, theta, support), theta - 0.3 * gradient, rtol=1e-6, atol=1e-8)
 
 
@@ -47,7 +47,7 @@ def test_loss_is_the_mean_over_valid_steps_of_log_probabilities_summed_over_acti
         distribution = policy.double()(support.observations[k, t][None])
         log_prob = distribution.log_prob(support.actions[k, t][None])[0]
         total, count = total - log_prob * support.advantages[k, t], count + 1
-    torch.testing.assert_close(inner_loss(policy, theta, support)[0], total / count)
+    torch.testing.assert_close(inner_loss(policy, theta, support, Config())[0], total / count)
 
 
 def test_jacobian_has_the_second_derivative(kind):
@@ -88,7 +88,7 @@ def test_estimators_away_from_the_behaviour_policy(kind, estimator):
     """Gradient and Jacobian of every inner loss, where ratios are not 1."""
     policy, theta = make_policy(kind)
     support = task(random_rollouts(kind), 0)
-    gradient = finite_differences(lambda x: inner_loss(policy, x, support, estimator)[0], theta)
+    gradient = finite_differences(lambda x: inner_loss(policy, x, support, Config(estimator=estimator))[0], theta)
     adapted = step(policy, theta, support, estimator=estimator)
     torch.testing.assert_close(adapted, theta - 0.3 * gradient, rtol=1e-5, atol=1e-7)
     exact = finite_differences(lambda x: step(policy, x, support, estimator=estimator), theta)
@@ -99,9 +99,12 @@ def test_estimators_away_from_the_behaviour_policy(kind, estimator):
 def test_estimators_by_hand():
     """Two steps of one rollout, ratios 2 and 3."""
     log_probs, old = torch.log(torch.tensor([[0.5, 0.75]])), torch.log(torch.tensor([[0.25, 0.25]]))
-    torch.testing.assert_close(ESTIMATORS["vpg"](log_probs, old), log_probs)
-    torch.testing.assert_close(ESTIMATORS["lvc"](log_probs, old), torch.tensor([[2.0, 3.0]]))
-    torch.testing.assert_close(ESTIMATORS["dice"](log_probs, old), torch.tensor([[2.0 - 1.0, 6.0 - 2.0]]))
+    half = Config(estimator="dice", dice_lambda=0.5)
+    torch.testing.assert_close(ESTIMATORS["vpg"](log_probs, old, Config()), log_probs)
+    torch.testing.assert_close(ESTIMATORS["lvc"](log_probs, old, Config()), torch.tensor([[2.0, 3.0]]))
+    torch.testing.assert_close(ESTIMATORS["dice"](log_probs, old, Config()), torch.tensor([[2.0 - 1, 6.0 - 2]]))
+    root = 2.0**0.5
+    torch.testing.assert_close(ESTIMATORS["dice"](log_probs, old, half), torch.tensor([[1.0, 3 * root - root]]))
 
 
 def test_estimators_agree_in_the_gradient_where_the_rollouts_were_collected(kind):
@@ -210,3 +213,16 @@ def test_a_part_the_policy_has_not_is_refused(kind):
     policy, _ = make_policy(kind)
     with pytest.raises(UserError, match="adapt_only is 'tail', but the policy's parts are body, head; choose one"):
         prepare(policy, Config(adapt_only="tail"))
+
+
+def test_dice_between_lvc_and_no_bias(kind):
+    """With λ = 0 it has the Jacobian of lvc."""
+    policy, theta = make_policy(kind)
+    support = task(random_rollouts(kind), 0)
+    lvc, none, some, all_ = (
+        jacrev(lambda x, options=options: step(policy, x, support, **options))(theta)
+        for options in ({"estimator": "lvc"}, *({"estimator": "dice", "dice_lambda": x} for x in (0.0, 0.5, 1.0)))
+    )
+    torch.testing.assert_close(lvc, none)
+    assert (some - none).norm() > 1e-3
+    assert (all_ - some).norm() > 1e-3

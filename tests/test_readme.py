@@ -73,7 +73,8 @@ def test_metrics_named_in_the_readme_are_the_ones_logged():
     """The table against the code's tags; test_training reads the tags back from event files."""
     table = README.split("## What is logged")[1].split("## ")[0]
     sources = " ".join(
-        (ROOT / f"maml_rl/{name}.py").read_text() for name in ("training", "outer", "trust_region", "rollouts", "cli")
+        (ROOT / f"maml_rl/{name}.py").read_text()
+        for name in ("training", "outer", "trust_region", "rollouts", "cli")
     )
     for tag in re.findall(r"`(?:train|eval|outer|time)/([a-z_]+?)(?:_k)?`", table):
         assert tag.removesuffix("_step") in sources, tag

@@ -5,6 +5,7 @@ the KL differentiated twice beside its factored product, and the bare matrix pro
 product cannot do without beside both.
 """
 
+import dataclasses
 import json
 import resource
 import statistics
@@ -17,7 +18,7 @@ import torch
 import tyro
 from torch.func import vmap
 
-from maml_rl import Config, outer
+from maml_rl import Config, objectives, outer, trust_region
 from maml_rl.adaptation import adapt, rollouts_through_adaptation
 from maml_rl.advantages import with_advantages
 from maml_rl.policies import flatten
@@ -61,19 +62,26 @@ def main(
     thetas = theta.expand(num_tasks, -1)
     tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
     seeds = stream(0, "benchmark")
-    support, query = rollouts_through_adaptation(env, policy, theta, tasks, [0.5], config, seeds)
-    chunks = outer.linearise_chunks(policy, theta, (support,), query, config)
-    gradient = outer.meta_gradient(chunks, num_tasks)
+    support, query = rollouts_through_adaptation(env, policy, theta, tasks, [1.0], config, seeds)
+    chunks = trust_region.linearise_chunks(policy, theta, (support,), query, config)
+    gradient = trust_region.meta_gradient(chunks, num_tasks)
 
-    def iteration() -> None:
-        support, query = rollouts_through_adaptation(env, policy, theta, tasks, [0.5], config, seeds)
-        outer.trpo_step(policy, theta, (support,), query, config)
+    def iteration(**options: Any) -> Callable[[], None]:
+        own = dataclasses.replace(config, **options)
+        own_policy = new_policy(own)
+        own_theta = flatten(own_policy)
+
+        def run() -> None:
+            batches = [*rollouts_through_adaptation(env, own_policy, own_theta, tasks, [1.0], own, seeds)]
+            outer.optimiser(own)(own_policy, own_theta, {}, batches, own)
+
+        return run
 
     def twice_differentiated() -> Callable[[], Any]:
         leaf = theta.clone().requires_grad_()
 
         def kl(support: Any, query: Any) -> torch.Tensor:
-            return outer.mean_kl(outer.adapted_policy(policy, leaf, (support,), query, config), query)
+            return objectives.mean_kl(objectives.adapted_policy(policy, leaf, (support,), query, config), query)
 
         (slope,) = torch.autograd.grad(vmap(kl)(support, query).mean(), leaf, create_graph=True)
         return lambda: torch.autograd.grad(slope, leaf, gradient, retain_graph=True)
@@ -88,18 +96,26 @@ def main(
     horizon = env.max_episode_steps or 0
     rows, weights = torch.randn(num_tasks, num_rollouts * horizon, 64), torch.randn(num_tasks, 64, 64)
     parts = {
-        "iteration": iteration,
+        "iteration": iteration(),
         "collect": lambda: collect(env, policy, thetas, tasks, seeds),
         "advantages": lambda: with_advantages(support, config.discount, config.gae_lambda),
-        "adapt": lambda: vmap(lambda t, s: adapt(policy, t, s, 0.5), chunk_size=chunk_tasks)(thetas, support),
-        "linearise": lambda: outer.linearise_chunks(policy, theta, (support,), query, config),
-        "gradient": lambda: outer.meta_gradient(chunks, num_tasks),
-        "kl_product": lambda: outer.kl_product(chunks, gradient, num_tasks),
+        "adapt": lambda: vmap(lambda t, s: adapt(policy, t, s, config), chunk_size=chunk_tasks)(thetas, support),
+        "linearise": lambda: trust_region.linearise_chunks(policy, theta, (support,), query, config),
+        "gradient": lambda: trust_region.meta_gradient(chunks, num_tasks),
+        "kl_product": lambda: trust_region.kl_product(chunks, gradient, num_tasks),
         "kl_product_twice_differentiated": twice_differentiated(),
         "kl_product_matrix_floor": matrix_products,
-        "line_search_candidate": lambda: outer.outer_objective(policy, theta, (support,), query, config),
+        "line_search_candidate": lambda: objectives.outer_objective(policy, theta, (support,), query, config),
     }
     seconds = {name: median_seconds(f, repetitions) for name, f in parts.items()}
+    # In turns, as the speed of a shared machine drifts: the ratios are what counts.
+    variants: dict[str, Callable[[], None]] = {
+        "maml": iteration(),
+        "maml_learned_lr": iteration(learn_lr="parameter"),
+        "promp_5_epochs": iteration(estimator="lvc", outer="ppo", ppo_epochs=5),
+    }
+    turns = [{name: median_seconds(f, 1, 0) for name, f in variants.items()} for _ in range(repetitions)]
+    of_variants = {name: statistics.median(turn[name] for turn in turns) for name in variants}
     report = {
         "env_id": env_id,
         "threads": torch.get_num_threads(),
@@ -108,6 +124,10 @@ def main(
         "horizon": horizon,
         "chunk_tasks": chunk_tasks,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "iteration_seconds_in_turns": {name: round(value, 4) for name, value in of_variants.items()},
+        "iteration_over_maml": {
+            name: round(statistics.median(turn[name] / turn["maml"] for turn in turns), 3) for name in variants
+        },
         "rollout_steps_per_second": round(int(query.mask.sum()) / seconds["collect"]),
         "kl_product_over_twice_differentiated": round(
             seconds["kl_product"] / seconds["kl_product_twice_differentiated"], 3
