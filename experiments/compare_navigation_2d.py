@@ -12,11 +12,11 @@ import tyro
 from maml_rl import Config, train
 from maml_rl.cli import compare
 
-BASE = Config(env_id="maml_rl/Navigation2D-v0", iterations=100, inner_lr=0.5, eval_every=0)
+BASE = Config(env_id="maml_rl/Navigation2D-v0", iterations=60, inner_lr=0.5, eval_every=0)
 METHODS: dict[str, dict[str, object]] = {
     "maml": {},
     "maml_lvc": {"estimator": "lvc"},
-    "promp": {"estimator": "lvc", "outer": "ppo"},
+    "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
     "e_maml": {"e_maml": 1 / 20},  # 1/K
     "fomaml": {"first_order": True},
     "meta_sgd": {"learn_lr": "parameter"},
@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, object]] = {
     "pretrain": {"num_steps": 0},
     "oracle": {"num_steps": 0, "observe_task": True, "eval_num_steps": 0},
     "rl2": {"rl2_episodes": 3, "num_steps": 0, "outer": "ppo", "hidden_sizes": (64,), "eval_num_steps": 60},
-    "scratch": {"iterations": 0, "eval_num_steps": 100},
+    "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
 }
 
 

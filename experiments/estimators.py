@@ -105,11 +105,11 @@ def expected_gradients(
 
     def curvatures(config: Config) -> Tensor:
         """What the estimator takes for ∂ĝ(τ)/∂θ, (N, P, P)."""
-        second = jacrev(grad(lambda theta, one: inner_loss(policy, theta, one, config.estimator)[0]))
+        second = jacrev(grad(lambda theta, one: inner_loss(policy, theta, one, config)[0]))
         return -mdp.horizon * (not config.first_order) * vmap(second, (None, 0))(theta, alone)
 
     of_all = torch.stack([curvatures(config) for config in configs])
-    weights = torch.tensor([config.e_maml for config in configs])[:, None]
+    weights = torch.tensor([config.e_maml for config in configs], dtype=torch.float64)[:, None]
     scores = jacrev(lambda theta: log_probs(paths, theta.view_as(logits)))(theta)  # (N, P)
 
     def one(adapted: Tensor, counts: Tensor) -> Tensor:

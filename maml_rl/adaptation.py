@@ -88,7 +88,7 @@ def prepare(policy: nn.Module, config: Config) -> None:
         if config.adapt_only not in parts:
             raise UserError(
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
-                "choose one of them."
+                "choose one of them, or for 'context' a context_size of 1 or more."
             )
     sizes = [parameter.numel() for parameter in policy.parameters()]
     counts = {"one": 1, "layer": int(_layers(policy).max()) + 1, "parameter": sum(sizes)}

@@ -202,10 +202,6 @@ class Config:
                 f"observe_task is on and num_steps is {self.num_steps}, but a policy that sees the task has "
                 "nothing to adapt to; choose num_steps 0, or leave observe_task out."
             )
-        if self.adapt_only == "context" and not self.context_size:
-            raise UserError(
-                "adapt_only is 'context', but the policy has none; choose a context_size of 1 or more."
-            )
 
     @property
     def method(self) -> str:

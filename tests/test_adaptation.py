@@ -211,7 +211,9 @@ def test_context_is_an_input_of_the_policy():
 
 def test_a_part_the_policy_has_not_is_refused(kind):
     policy, _ = make_policy(kind)
-    with pytest.raises(UserError, match="adapt_only is 'tail', but the policy's parts are body, head; choose one"):
+    with pytest.raises(
+        UserError, match="adapt_only is 'tail', but the policy's parts are body, head; choose one.*context_size"
+    ):
         prepare(policy, Config(adapt_only="tail"))
 
 

@@ -43,7 +43,7 @@ def baseline(request, mdp_and_logits):
     mdp, _ = mdp_and_logits
     g = torch.Generator().manual_seed(1)
     b = torch.randn(mdp.horizon, len(mdp.initial), generator=g, dtype=torch.float64)
-    return b if request.param == "baseline" else 0 * b
+    return torch.where(mdp.terminal, 0.0, b) if request.param == "baseline" else 0 * b
 
 
 def hessian(mdp, logits):
@@ -70,7 +70,7 @@ def expected_derivatives(mdp, logits, estimator, baseline):
 
     def surrogate(theta, one):
         # The loss is a mean over the steps of this one episode, whereas J counts them.
-        return -one.mask.sum() * inner_loss(policy, theta, one, estimator)[0]
+        return -one.mask.sum() * inner_loss(policy, theta, one, Config(estimator=estimator))[0]
 
     p = log_probs(paths, logits).exp()
     derivatives = grad(surrogate), jacrev(grad(surrogate))
@@ -95,7 +95,9 @@ def test_mean_over_steps_is_a_ratio_where_episodes_end_early():
     mdp, logits = random_mdp(0, 3, ends=True)
     paths, policy = trajectories(mdp), Table(*logits.shape)
     rollouts = as_rollouts(mdp, paths, torch.arange(len(paths.states))[:, None], logits)
-    losses = vmap(grad(lambda x, one: inner_loss(policy, x, one)[0]), (None, 0))(logits.flatten(), rollouts)
+    losses = vmap(grad(lambda x, one: inner_loss(policy, x, one, Config())[0]), (None, 0))(
+        logits.flatten(), rollouts
+    )
     mean = -log_probs(paths, logits).exp() @ losses
     cosine = torch.cosine_similarity(mean, grad(value, 1)(mdp, logits).flatten(), dim=0)
     assert 0.9 < cosine < 0.999
@@ -142,7 +144,7 @@ def test_e_maml_is_the_gradient_of_the_return_after_adaptation(
     others = [{"estimator": "vpg"}, {"estimator": "dice"}, {"estimator": "dice", "e_maml": 1.0}]
     for options in (*others, {"first_order": True, "e_maml": 1.0}):
         difference = (expected_meta_gradient(*setting, **options) - exact).norm()
-        assert difference > 0.003 * exact.norm(), (options, difference / exact.norm())
+        assert difference > 0.0005 * exact.norm(), (options, difference / exact.norm())
 
 
 def test_exploration_credits_by_hand():

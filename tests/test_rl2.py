@@ -136,7 +136,6 @@ def test_it_learns_to_try_and_to_remember(tmp_path):
         ({"num_steps": 0, "first_order": True}, "no inner step to differentiate"),
         ({"observe_task": True}, "sees the task has nothing to adapt to; choose num_steps 0"),
         ({"dice_lambda": 0.5}, "dice_lambda is 0.5, but the estimator is 'vpg'; choose dice"),
-        ({"adapt_only": "context"}, "the policy has none; choose a context_size of 1 or more"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(options, sentence):
