@@ -24,7 +24,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def vpg(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
-    """The log-probability log π_θ(a_t | o_t): the surrogate of the original MAML (arXiv:1703.03400, equation 5)."""
+    """The log-probability of step t: the surrogate of the original MAML (arXiv:1703.03400, equation 5)."""
     return log_probs
 
 

@@ -108,7 +108,7 @@ def expected_meta_gradient(mdp, paths, logits, step_size, num_rollouts, num_step
     config = Config(inner_lr=mdp.horizon * step_size, **options)
     policy = Table(*logits.shape)
     every = [torch.arange(len(paths.states))] * (num_steps * num_rollouts + 1)
-    theta, p, rollouts = logits.flatten(), 1.0, []
+    theta, expected, p, rollouts = logits.flatten(), logits, 1.0, []
     for chosen in torch.cartesian_prod(*every).split([num_rollouts] * num_steps + [1], dim=1):
         if rollouts:
             theta, _ = vmap(lambda x, support: adapt(policy, x, support, config))(theta, rollouts[-1])
