@@ -23,7 +23,11 @@ METHODS: dict[str, dict[str, object]] = {
     "anil": {"adapt_only": "head"},
     "pretrain": {"num_steps": 0},
     "oracle": {"num_steps": 0, "observe_task": True, "eval_num_steps": 0},
-    "rl2": {"rl2_episodes": 3, "num_steps": 0, "outer": "ppo", "hidden_sizes": (64,), "eval_num_steps": 60},
+    # As many environment steps in training as the others have, in more and smaller iterations.
+    "rl2": {
+        **{"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "outer_lr": 0.002, "ppo_epochs": 10},
+        **{"hidden_sizes": (64,), "num_tasks": 40, "num_rollouts": 4, "iterations": 150, "eval_num_steps": 60},
+    },
     "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
 }
 

@@ -14,7 +14,7 @@ from maml_rl import Config
 from maml_rl.rollouts import make_env
 from maml_rl.streams import stream
 
-RESULTS = Path(__file__).parent / "results" / "navigation_2d"
+RESULTS = Path(__file__).parent / "results" / "navigation_2d" / "maml"
 
 
 def fixed_distance_return(goals: np.ndarray, horizon: int, distance: float) -> float:
@@ -29,7 +29,7 @@ def main() -> None:
     """Prints a row for each seed."""
     print("| seed | 0 steps | 1 step | 2 steps | 3 steps | untrained, 1 step | best fixed distance |")
     print("|---|---|---|---|---|---|---|")
-    for path in sorted(RESULTS.glob("seed*.json")):
+    for path in sorted(RESULTS.glob("seed*/evaluation.json")):
         results = json.loads(path.read_text())
         env = make_env(Config(env_id=results["env_id"]), 1)
         goals = env.sample_tasks(

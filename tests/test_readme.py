@@ -81,7 +81,7 @@ def test_metrics_named_in_the_readme_are_the_ones_logged():
 
 
 def test_tables_are_those_of_the_committed_results():
-    results = json.loads((ROOT / "experiments/results/navigation_2d/seed1.json").read_text())
+    results = json.loads((ROOT / "experiments/results/navigation_2d/maml/seed1/evaluation.json").read_text())
     for line in table(results).splitlines():
         assert line.rstrip() in README
     script = [sys.executable, str(ROOT / "experiments/navigation_2d_table.py")]
