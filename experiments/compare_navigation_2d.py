@@ -9,8 +9,9 @@ from pathlib import Path
 
 import tyro
 
-from maml_rl import Config, train
-from maml_rl.cli import compare
+from maml_rl import Config, UserError, train
+from maml_rl.cli import compare, run
+from maml_rl.runs import load_config
 
 BASE = Config(env_id="maml_rl/Navigation2D-v0", iterations=60, inner_lr=0.5, eval_every=0)
 METHODS: dict[str, dict[str, object]] = {
@@ -25,8 +26,16 @@ METHODS: dict[str, dict[str, object]] = {
     "oracle": {"num_steps": 0, "observe_task": True, "eval_num_steps": 0},
     # As many environment steps in training as the others have, in more and smaller iterations.
     "rl2": {
-        **{"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "outer_lr": 0.002, "ppo_epochs": 10},
-        **{"hidden_sizes": (64,), "num_tasks": 40, "num_rollouts": 4, "iterations": 150, "eval_num_steps": 60},
+        "rl2_episodes": 2,
+        "num_steps": 0,
+        "outer": "ppo",
+        "outer_lr": 0.002,
+        "ppo_epochs": 10,
+        "hidden_sizes": (64,),
+        "num_tasks": 40,
+        "num_rollouts": 4,
+        "iterations": 150,
+        "eval_num_steps": 60,
     },
     "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
 }
@@ -46,19 +55,22 @@ def main(
         seeds: Which seeds.
         iterations: Meta-iterations in place of each method's own.
     """
+    unknown = set(methods) - METHODS.keys()
+    if unknown:
+        raise UserError(f"There is no method {', '.join(sorted(unknown))}, only {', '.join(METHODS)}.")
     folders = []
     for method in methods:
         for seed in seeds:
             folder = run_dir / method / f"seed{seed}"
-            options = {**METHODS[method], "run_dir": folder, "seed": seed, "resume": True}
+            options = {**METHODS[method], "run_dir": folder, "seed": seed}
             if iterations is not None and method != "scratch":
                 options["iterations"] = iterations
             config = dataclasses.replace(BASE, **options)  # type: ignore[arg-type]
-            if not (folder / "evaluation.json").exists():
-                train(config)
+            if not (folder / "evaluation.json").exists() or load_config(folder) != config:
+                train(dataclasses.replace(config, resume=True))
             folders.append(folder)
     compare(tuple(folders), picture=run_dir / "comparison.png")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run(lambda: tyro.cli(main))

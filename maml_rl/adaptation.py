@@ -79,19 +79,24 @@ def prepare(policy: nn.Module, config: Config) -> None:
     """Makes α a part of θ, where it is learned: inner steps leave those entries alone, the outer step does not.
 
     Raises:
-        UserError: If there is no inner loss of that name, or no part of the policy that `adapt_only` names.
+        UserError: If there is no inner loss of that name, or the policy lacks what other options name.
     """
     if config.estimator not in ESTIMATORS:
         raise UserError(f"estimator is {config.estimator!r}, but must be one of {', '.join(ESTIMATORS)}.")
+    names = [name for name, _ in policy.named_parameters()]
+    if config.log_std_lr is not None and not any(name.rpartition(".")[2] == "log_std" for name in names):
+        raise UserError(
+            f"log_std_lr is {config.log_std_lr}, but the policy has no parameter log_std; leave log_std_lr out."
+        )
     if config.adapt_only is not None:
-        parts = {name.partition(".")[0] for name, _ in policy.named_parameters()}
+        parts = {name.partition(".")[0] for name in names}
         if config.adapt_only not in parts:
             raise UserError(
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
                 "choose one of them, or for 'context' a context_size of 1 or more."
             )
-    sizes = [parameter.numel() for parameter in policy.parameters()]
-    counts = {"one": 1, "layer": int(_layers(policy).max()) + 1, "parameter": sum(sizes)}
+    layers = _layers(policy)
+    counts = {"one": 1, "layer": int(layers.max()) + 1, "parameter": len(layers)}
     if config.learn_lr != "no":
         policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(torch.zeros(counts[config.learn_lr])))
 

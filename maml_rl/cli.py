@@ -111,7 +111,7 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
     print(comparison_table(env_id, methods))
     print(
         "\nInterquartile means over held-out tasks and seeds, 95% stratified bootstrap intervals; after as many "
-        "episodes of a task as the first method's steps took. Score: (method - random) / (oracle - random), means."
+        "episodes of a task as inner steps take. Score: (method - random) / (oracle - random), means."
     )
     print(f"picture      {picture}")
 
@@ -158,12 +158,12 @@ def table(results: dict[str, Any]) -> str:
 
 def run_experiment(defaults: Config) -> NoReturn:
     """The whole of an experiment script: its own defaults, every option of `Config` on the command line."""
-    _run(lambda: train(tyro.cli(Config, default=defaults, description=f"Meta-trains on {defaults.env_id}.")))
+    run(lambda: train(tyro.cli(Config, default=defaults, description=f"Meta-trains on {defaults.env_id}.")))
 
 
 def main() -> NoReturn:
     """The command `maml-rl`."""
-    _run(
+    run(
         lambda: tyro.extras.subcommand_cli_from_dict(
             {"train": train, "evaluate": evaluate, "compare": compare, "render": render, "families": families},
             description="Meta-reinforcement learning.",
@@ -171,7 +171,7 @@ def main() -> NoReturn:
     )
 
 
-def _run(command: Callable[[], object]) -> NoReturn:
+def run(command: Callable[[], object]) -> NoReturn:
     """Runs a command; what the user can mend is one sentence on standard error, not a traceback."""
     # A family of one's own lies where one works: `--env-id my_family:id` finds my_family.py there. Last, so
     # that no file there hides a module of Python's own.

@@ -74,6 +74,8 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
             for curve in results["methods"].values():
                 if np.ndim(curve["returns"]) != 2 or len(curve["env_steps"]) != len(curve["mean"]):
                     raise ValueError("returns or env_steps have another shape")
+            if results["iterations"] != config.iterations or config.method not in results["methods"]:
+                raise ValueError(f"it is of iteration {results['iterations']} of {config.iterations}")
         except OSError as error:
             raise UserError(
                 f"{path} cannot be read ({error.strerror}); finish the run, or evaluate it."
@@ -85,12 +87,13 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
         runs.append((folder, config, results))
     if not runs:
         raise UserError("There is nothing to compare; give the folders of at least one run.")
-    first = runs[0][1]
-    for folder, config, _ in runs:
-        for name in ("env_id", "horizon", "env_kwargs", "eval_num_rollouts"):
-            if getattr(config, name) != getattr(first, name):
+    wants: dict[str, Any] = {}
+    for folder, config, results in runs:
+        for name in ("env_id", "horizon", "env_kwargs", "num_rollouts"):
+            value = results[name] if name == "num_rollouts" else getattr(config, name)
+            if value != wants.setdefault(name, value):
                 raise UserError(
-                    f"{folder} has {name}={getattr(config, name)!r} and {runs[0][0]} {getattr(first, name)!r}; "
+                    f"{folder} was evaluated with {name}={value!r} and {runs[0][0]} with {wants[name]!r}; "
                     "compare runs that agree in it."
                 )
     return runs
@@ -126,7 +129,9 @@ def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curv
             and len({str(getattr(config, field.name)) for config in alike}) > 1
         ]
         methods[short + (f" ({', '.join(differing)})" if differing else "")] = _curves(group, group[0][1].method)
+    # That of a policy without a memory, if there is one.
     with_random = [group for group in groups.values() if all("random" in run[2]["methods"] for run in group)]
+    with_random.sort(key=lambda group: group[0][1].rl2_episodes > 0)
     if with_random:
         methods["random"] = _curves(with_random[0], "random")
     return methods
@@ -160,7 +165,7 @@ def interquartile_mean(returns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarra
         return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
 
     interval = stats.bootstrap(
-        returns, statistic, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        returns, statistic, n_resamples=_RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     return statistic(*returns), np.stack([interval.low, interval.high], axis=-1)
 
@@ -171,13 +176,14 @@ def at_episodes(curves: Curves, episodes: np.ndarray) -> np.ndarray:
 
 
 def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
-    """Markdown: a row for each method, returns after as many episodes of a task as the first one's steps took.
+    """Markdown: a row for each method, returns after as many episodes of a task as inner steps take.
 
     Args:
         env_id: The family, for the scores that were published for it.
         methods: As from `by_method`.
     """
-    columns = next(iter(methods.values())).episodes[:4]
+    adapting = [c for c in methods.values() if len(c.episodes) > 1 and c.episodes[1] > 1]
+    columns = (adapting or [*methods.values()])[0].episodes[:4]
     at = {name: at_episodes(curves, columns) for name, curves in methods.items()}
     means = {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
     scored = {"oracle", "random"} <= means.keys()
@@ -219,7 +225,7 @@ def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
             axes.plot(curves.env_steps, middle, style, color=colour, marker="o", markersize=3, label=name)
             axes.fill_between(curves.env_steps, *interval.T, color=colour, alpha=0.15)
     axes.set_xscale("symlog", linthresh=first)
-    axes.set_xlim(0, longest * 1.05)
+    axes.set_xlim(0, max(longest * 1.05, 1.0))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="lower right")
     return figure

@@ -154,15 +154,29 @@ class Config:
             )
         if self.learn_lr not in ("no", "one", "layer", "parameter"):
             raise UserError(f"learn_lr is {self.learn_lr!r}, but must be 'no', 'one', 'layer' or 'parameter'.")
-        if self.dice_lambda != 1.0 and self.estimator != "dice":
-            raise UserError(
-                f"dice_lambda is {self.dice_lambda}, but the estimator is {self.estimator!r}; choose dice."
-            )
         self._refuse_senseless()
 
     def _refuse_senseless(self) -> None:
         """Refuses options that contradict each other, each with what to choose instead."""
         default = {field.name: field.default for field in fields(Config)}
+        # What options count only with; an outer optimiser of the user's own may use any of them.
+        others = {"trpo", "ppo", "adam", "reptile"}
+        trust_region = self.outer not in others - {"trpo"}, "outer trpo"
+        ppo = self.outer not in others - {"ppo"}, "outer ppo"
+        counts = {
+            **dict.fromkeys(("max_kl", "cg_iterations", "cg_damping", "line_search_steps"), trust_region),
+            **dict.fromkeys(("ppo_epochs", "ppo_clip"), ppo),
+            "kl_penalty": (ppo[0] and self.num_steps > 0, "outer ppo and inner steps"),
+            "outer_lr": (self.outer != "trpo", "outer ppo, adam or reptile"),
+            "dice_lambda": (self.estimator == "dice", "estimator dice"),
+            "estimator": (not self.first_order, "second derivatives, not with first_order"),
+        }
+        for name, (it_counts, with_what) in counts.items():
+            if getattr(self, name) != default[name] and not it_counts:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}, but counts only with {with_what}; choose that, or leave "
+                    f"{name} out."
+                )
         inner = [
             name
             for name in ("log_std_lr", "learn_lr", "adapt_only", "first_order", "estimator", "e_maml")
@@ -177,8 +191,9 @@ class Config:
                 )
             if self.outer != "ppo":
                 raise UserError(f"outer is {self.outer!r}, but RL² is trained by PPO; choose outer ppo.")
-            if self.context_size:
-                raise UserError("context_size is for inner steps, which RL² has none of; leave it out.")
+            for name in ("context_size", "observe_task"):
+                if getattr(self, name):
+                    raise UserError(f"{name} is no part of RL², which finds out by its memory; leave {name} out.")
         elif self.num_steps == 0:
             for name in ("learn_lr", "first_order", "estimator", "e_maml"):
                 if name in inner:

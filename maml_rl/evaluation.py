@@ -15,7 +15,7 @@ from .envs import VectorFamily
 from .errors import UserError
 from .policies import flatten
 from .rollouts import Rollouts, make_env
-from .runs import load_run, new_policy
+from .runs import State, load_run, new_policy
 from .streams import stream
 
 
@@ -60,7 +60,6 @@ def evaluate(
     config: Config | None = None,
     *,
     policy: nn.Module | None = None,
-    untrained: nn.Module | None = None,
     num_steps: int | None = None,
     num_tasks: int | None = None,
     num_rollouts: int | None = None,
@@ -71,9 +70,8 @@ def evaluate(
     Args:
         source: A run folder, or a policy module, which is not changed.
         config: The run's options; needed with a module, read from a folder.
-        policy: The module of your own that a run folder's run was trained with, if it was; "random" is drawn for
-            its parameters as they are.
-        untrained: The policy that "random" is drawn for; by default as the configuration makes it.
+        policy: With a run folder, the module of your own that it was trained with, if it was; with a module, the
+            untrained policy, by default as the configuration makes it.
         num_steps: S, adaptation steps; by default the configuration's `eval_num_steps`, and so on.
         num_tasks: Held-out tasks, at least 2 for an interval.
         num_rollouts: K, rollouts of a task before and after each step.
@@ -90,25 +88,35 @@ def evaluate(
     Raises:
         UserError: If an option is out of range, or the folder holds no run.
     """
-    if not isinstance(source, nn.Module):
-        config, source, _ = load_run(Path(source), policy)
-        untrained = new_policy(config, policy)
-    if config is None:
-        raise UserError("evaluate needs the policy's Config beside a policy; pass evaluate(policy, config).")
     given: dict[str, Any] = {
         "num_steps": num_steps,
         "num_tasks": num_tasks,
         "num_rollouts": num_rollouts,
         "seed": seed,
     }
-    config = dataclasses.replace(
-        config, **{f"eval_{name}": value for name, value in given.items() if value is not None}
-    )
-    methods = {config.method: curve(source, config)}
+    given = {f"eval_{name}": value for name, value in given.items() if value is not None}
+    if isinstance(source, nn.Module):
+        if config is None:
+            raise UserError("evaluate needs the policy's Config beside a policy; pass evaluate(policy, config).")
+        untrained = flatten(new_policy(config) if policy is None else policy)
+        policy, state = source, State(flatten(source), untrained, {}, config.iterations, 0)
+        if len(state.theta) != len(untrained):
+            raise UserError("The policy's untrained version has other parameters; pass evaluate(..., policy=it).")
+    elif config is not None:
+        raise UserError("A run folder has its own Config; pass evaluate(run_dir) without one.")
+    else:
+        config, policy, state = load_run(Path(source), policy)
+    return adaptation_curves(policy, dataclasses.replace(config, **given), state)
+
+
+def adaptation_curves(policy: nn.Module, config: Config, state: State) -> dict[str, Any]:
+    """What `evaluate` returns, of a run at a state."""
+    methods = {config.method: curve(policy, state.theta, config)}
     if config.method != "scratch":  # which is the untrained policy itself
-        methods["random"] = curve(new_policy(config) if untrained is None else untrained, config)
+        methods["random"] = curve(policy, state.untrained, config)
     return {
         "env_id": config.env_id,
+        "iterations": state.iteration,
         "num_steps": config.eval_num_steps,
         "num_tasks": config.eval_num_tasks,
         "num_rollouts": config.eval_num_rollouts,
@@ -117,9 +125,9 @@ def evaluate(
     }
 
 
-def curve(policy: nn.Module, config: Config) -> dict[str, Any]:
-    """One method's part of `evaluate`'s result."""
-    _, _, batches = held_out_rollouts(policy, flatten(policy), config)
+def curve(policy: nn.Module, theta: Tensor, config: Config) -> dict[str, Any]:
+    """One method's part of `evaluate`'s result, from θ (P,)."""
+    _, _, batches = held_out_rollouts(policy, theta, config)
     returns, success, seen = [], [], [0.0]
     for batch in batches:
         returns.append(batch.returns().double().numpy())

@@ -101,14 +101,15 @@ def exploration_credits(query: Rollouts) -> Tensor:
     """C of each task for `exploration_loss`, (M,): its return after adaptation less the other tasks' mean.
 
     Like the surrogate's, its unit is a step's: divided by the mean length of an episode and by what the task's
-    advantages were divided by.
+    advantages were divided by; 0 where these were all alike, so that the surrogate says nothing either.
 
     Args:
         query: The rollouts of the adapted policies, (M, K, H, ...).
     """
     returns = query.returns()
     others = (returns.sum() - returns) / max(1, len(returns) - 1)
-    return (returns - others) / (query.mask.sum((1, 2)) / query.mask.shape[1] * query.advantage_scale)
+    credits = (returns - others) / (query.mask.sum((1, 2)) / query.mask.shape[1] * query.advantage_scale)
+    return torch.where(query.advantages.flatten(1).any(1), credits, 0.0)
 
 
 def outer_loss(

@@ -77,10 +77,10 @@ class MLP(nn.Module):
         self.register_parameter("context", nn.Parameter(torch.zeros(context_size)) if context_size else None)
         layers: list[nn.Module] = []
         for size, next_size in pairwise((observation_size + context_size, *hidden_sizes)):
-            # Parameters are filled in by `initialise`, from a generator of the run's own.
             layers += [nn.utils.skip_init(Linear, size, next_size), nn.Tanh()]
         self.body = nn.Sequential(*layers)
         self.head = head
+        initialise(self, torch.Generator().manual_seed(0))
 
     def forward(self, observations: Tensor) -> Distribution:
         """The distribution of actions at observations (..., N, O)."""
@@ -113,6 +113,7 @@ class CNN(nn.Module):
             nn.Tanh(),
         )
         self.head = head
+        initialise(self, torch.Generator().manual_seed(0))
 
     def forward(self, observations: Tensor) -> Distribution:
         """The distribution of actions at flattened images (N, O)."""
@@ -168,6 +169,12 @@ def make_policy(
         raise UserError(
             "observe_task, context_size and rl2_episodes have no ready-made policy for images; leave them out, or "
             "give train a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)."
+        )
+    channels = observation_space.shape[::2] if image else ()  # type: ignore[index]
+    if image and channels[1] in (1, 3, 4) and channels[0] not in (1, 3, 4):
+        raise UserError(
+            f"The observation space {observation_space} looks like images with their channels last; put them "
+            "first, (channels, height, width), by gymnasium.wrappers.TransformObservation."
         )
     size = spaces.flatdim(observation_space) + task_size
     width = config.hidden_sizes[-1] if config.hidden_sizes else size + config.context_size
@@ -234,7 +241,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
         A function from each task's own observations (M, N, O) to distributions of tensors (M, N, ...).
     """
     parameters = unflatten(policy, theta)
-    if not isinstance(policy, MLP):
+    if type(policy) is not MLP or not isinstance(policy.head, GaussianHead | CategoricalHead):
         # A copy of its own: functional_call changes the module for the time of the call, and the halves of a
         # MuJoCo family are collected at the same time.
         own = copy.deepcopy(policy)

@@ -56,16 +56,14 @@ def rl2_step(
         losses, kls = vmap(one)(distribution, trials)
         return losses.mean(), kls.mean()
 
-    values = []
-    norm = 0.0
     for epoch in range(config.ppo_epochs):
         leaf = theta.detach().requires_grad_()
         loss, _ = objective(leaf)
         (gradient,) = torch.autograd.grad(loss, leaf)
-        norm = norm if epoch else gradient.norm().item()
-        values.append(loss.item())
+        if epoch == 0:
+            before, norm = loss.item(), gradient.norm().item()
         theta, memory = adam(theta, gradient, memory, config.outer_lr)
     with torch.no_grad():
         after, kl = objective(theta)
-    figures = {"surrogate_before": values[0], "surrogate_after": after.item(), "kl": kl.item()}
+    figures = {"surrogate_before": before, "surrogate_after": after.item(), "kl": kl.item()}
     return theta, memory, figures | {"gradient_norm": norm}

@@ -163,9 +163,7 @@ def collect(
         )
     if not torch.isfinite(theta).all():
         diverged = tasks[int((~torch.isfinite(theta)).any(1).nonzero()[0])]
-        raise UserError(
-            f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr or max_kl."
-        )
+        raise UserError(f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr.")
     env_seeds, action_seeds = seeds.spawn(2)
     first_seed = integer_seed(env_seeds)
     shares = env.shares(num_tasks)
@@ -313,10 +311,12 @@ def _encode(space: spaces.Space, observation: np.ndarray) -> Tensor:
 
 
 def _task_inputs(space: spaces.Space, tasks: np.ndarray) -> Tensor:
-    """Tasks (M, D) as a policy sees them, float32; those of a bounded Box scaled to [-1, 1]."""
+    """Tasks (M, D) as a policy sees them, float32: of a bounded Box scaled to [-1, 1], discrete ones one-hot."""
     if isinstance(space, spaces.Box) and space.is_bounded():
         middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
         tasks = (tasks - middle) / np.where(half > 0, half, 1)
+    elif not isinstance(space, spaces.Box):
+        tasks = np.stack([spaces.flatten(space, task) for task in tasks])
     return torch.from_numpy(np.asarray(tasks, np.float32)).flatten(1)
 
 

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .adaptation import prepare
 from .config import Config
+from .distributions import Distribution
 from .errors import UserError
 from .policies import flatten, load, make_policy
 from .recurrent import GRUPolicy
@@ -44,12 +45,14 @@ class State(NamedTuple):
 
     Attributes:
         theta: θ, (P,).
+        untrained: θ before training, (P,).
         memory: What the outer optimiser remembers; numbers, strings and tensors in lists and dictionaries.
         iteration: Meta-iterations done.
         env_steps: Environment steps taken in them, the x axis of TensorBoard.
     """
 
     theta: Tensor
+    untrained: Tensor
     memory: dict[str, Any]
     iteration: int
     env_steps: int
@@ -65,25 +68,41 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
     Raises:
         UserError: If there is no ready-made policy for the family, or the policy lacks what options name.
     """
-    if own is not None:
-        if config.rl2_episodes and not isinstance(own, GRUPolicy):
-            raise UserError(
-                f"rl2_episodes is {config.rl2_episodes}, but the policy given is no maml_rl.recurrent.GRUPolicy, "
-                "which remembers; give one, or leave rl2_episodes out."
-            )
-        policy = copy.deepcopy(own)
+    env = make_env(config, 1)
+    env.close()
+    observations, actions = env.single_observation_space, env.single_action_space
+    task_size = spaces.flatdim(env.task_space) if config.observe_task else 0
+    if own is None:
+        generator = torch_generator(stream(config.seed, "policy"))
+        policy = make_policy(observations, actions, config, generator, task_size)
     else:
-        env = make_env(config, 1)
-        policy = make_policy(
-            env.single_observation_space,
-            env.single_action_space,
-            config,
-            torch_generator(stream(config.seed, "policy")),
-            spaces.flatdim(env.task_space) if config.observe_task else 0,
-        )
-        env.close()
+        if config.rl2_episodes and isinstance(actions, spaces.MultiDiscrete):
+            raise UserError(f"The memory of RL² takes no actions of {actions}, only of a Box or Discrete space.")
+        _require_policy(own, spaces.flatdim(observations) + task_size, config)
+        policy = copy.deepcopy(own)
     prepare(policy, config)
     return policy
+
+
+def _require_policy(own: nn.Module, size: int, config: Config) -> None:
+    """Refuses a user's module that cannot be meta-trained as it is, with what to do."""
+    if isinstance(own, GRUPolicy) != bool(config.rl2_episodes):
+        raise UserError(
+            f"rl2_episodes is {config.rl2_episodes} and the policy given is a {type(own).__qualname__}; RL² needs "
+            "a maml_rl.recurrent.GRUPolicy, and a GRUPolicy needs rl2_episodes."
+        )
+    if not all(parameter.requires_grad for parameter in own.parameters()):
+        raise UserError("The policy given has frozen parameters, but all are meta-trained; make them buffers.")
+    if not torch.isfinite(flatten(own)).all():
+        raise UserError("The policy given has parameters that are not finite; initialise them.")
+    if not config.rl2_episodes:
+        with torch.no_grad():
+            result = own(torch.zeros(2, size))
+        if not isinstance(result, Distribution):
+            raise UserError(
+                f"The policy given returns a {type(result).__qualname__}, but must return one of "
+                "maml_rl.distributions: Normal, Categorical or MultiCategorical."
+            )
 
 
 def open_run(config: Config, policy: nn.Module) -> State:
@@ -98,7 +117,7 @@ def open_run(config: Config, policy: nn.Module) -> State:
             with other options, or holds something else.
     """
     folder = config.run_dir
-    first = State(flatten(policy), {}, 0, 0)
+    first = State(flatten(policy), flatten(policy), {}, 0, 0)
     if not (folder / "config.json").exists() and not (folder / "checkpoint.pt").exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +173,9 @@ def load_config(folder: Path) -> Config:
     except OSError as error:
         raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, UserError) as error:
-        raise UserError(f"{path} is no configuration of maml_rl ({error}); restore it from a copy.") from error
+        raise UserError(
+            f"{path} is no configuration of this version of maml_rl ({error}); start a new run."
+        ) from error
 
 
 def load_run(folder: Path, own: nn.Module | None = None) -> tuple[Config, nn.Module, State]:
@@ -177,13 +198,15 @@ def load_run(folder: Path, own: nn.Module | None = None) -> tuple[Config, nn.Mod
 def save_checkpoint(folder: Path, policy: nn.Module, state: State) -> None:
     """Writes checkpoint.pt so that at every moment either the old or the new one is there, whole."""
     buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, "layout": _layout(policy), **state._asdict()}, buffer)
+    content = {"format": _FORMAT, "layout": _layout(policy), "buffers": dict(policy.named_buffers())}
+    torch.save(content | state._asdict(), buffer)
     write_atomically(folder / "checkpoint.pt", buffer.getvalue())
 
 
 def _layout(policy: nn.Module) -> list[list[Any]]:
-    """The names and shapes of the parameters that θ is made of."""
-    return [[name, *parameter.shape] for name, parameter in policy.named_parameters()]
+    """The class of the policy, and the names and shapes of the parameters that θ is made of."""
+    parameters = [[name, *parameter.shape] for name, parameter in policy.named_parameters()]
+    return [[type(policy).__qualname__], *parameters]
 
 
 def load_checkpoint(folder: Path, policy: nn.Module) -> State:
@@ -209,7 +232,7 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
         raise UserError(
             f"{path} is damaged or no checkpoint; restore it from a copy, or start a new run."
         ) from error
-    kinds = {"theta": Tensor, "memory": dict, "iteration": int, "env_steps": int}
+    kinds = {"theta": Tensor, "untrained": Tensor, "memory": dict, "iteration": int, "env_steps": int}
     if (
         not isinstance(content, dict)
         or content.get("format") != _FORMAT
@@ -217,10 +240,14 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
     ):
         raise UserError(f"{path} is no checkpoint of this version of maml_rl; start a new run.")
     state = State(**{name: content[name] for name in kinds})
-    if content.get("layout") != _layout(policy):
+    buffers = content.get("buffers")
+    if content.get("layout") != _layout(policy) or not (
+        isinstance(buffers, dict)
+        and all(torch.equal(buffer, buffers.get(name)) for name, buffer in policy.named_buffers())
+    ):
         raise UserError(
-            f"{path} holds the parameters of another policy than the run's options make; a policy of your own "
-            "must be given again: train(config, policy=...) or evaluate(run_dir, policy=...)."
+            f"{path} holds the parameters of another policy than this one; a policy of your own must be given "
+            "again, with the same buffers: train(config, policy=...) or evaluate(run_dir, policy=...)."
         )
     if state.theta.shape != flatten(policy).shape or not torch.isfinite(state.theta).all():
         raise UserError(f"{path} is damaged: not all parameters are there and finite; restore it from a copy.")

@@ -1,11 +1,11 @@
 """Meta-training: the loop, from top to bottom."""
 
-import copy
 import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .adaptation import rollouts_through_adaptation
 from .config import Config
 from .errors import UserError
-from .evaluation import evaluate, held_out_rollouts
+from .evaluation import adaptation_curves, held_out_rollouts
 from .outer import optimiser
 from .plots import pixels, rollouts_figure, write_figure, write_results
 from .policies import load
@@ -43,10 +43,9 @@ def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
     """
     outer_step = rl2_step if config.rl2_episodes else optimiser(config)
     lr_factors = [1.0] * (config.rl2_episodes - 1 if config.rl2_episodes else config.num_steps)
-    env = make_env(config, config.num_tasks * config.num_rollouts)
-    untrained = new_policy(config, policy)
-    policy = copy.deepcopy(untrained)
+    policy = new_policy(config, policy)
     state = open_run(config, policy)
+    env = make_env(config, config.num_tasks * config.num_rollouts)
     writer = tensorboard(config, state)
     progress = tqdm(total=config.iterations, initial=state.iteration, unit="it", dynamic_ncols=True)
     try:
@@ -60,9 +59,14 @@ def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
             collected = time.perf_counter()
             theta, memory, info = outer_step(policy, state.theta, state.memory, batches, config)
             updated = time.perf_counter()
+            if not torch.isfinite(theta).all():
+                raise UserError(
+                    f"The outer step of iteration {iteration + 1} made parameters that are not finite; lower "
+                    "outer_lr, inner_lr or max_kl. The checkpoint is of the iteration before."
+                )
 
             env_steps = state.env_steps + sum(int(batch.mask.sum()) for batch in batches)
-            after = State(theta, memory, iteration + 1, env_steps)
+            after = State(theta, state.untrained, memory, iteration + 1, env_steps)
             returns = log_iteration(writer, state, after, batches, info, collected - started, updated - collected)
             for failed in (batch.outcomes["failed"] for batch in batches if "failed" in batch.outcomes):
                 count = f"{int(failed.sum())} of {failed.numel()}"
@@ -86,7 +90,7 @@ def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
     if not config.iterations:
         save_checkpoint(config.run_dir, policy, state)
     load(policy, state.theta)
-    write_results(config.run_dir, evaluate(policy, config, untrained=untrained))
+    write_results(config.run_dir, adaptation_curves(policy, config, state))
     return policy
 
 

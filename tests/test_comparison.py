@@ -33,7 +33,8 @@ def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, **options):
         }
         for name, values in ((config.method, np.asarray(mean)), ("random", np.full(steps + 1, -80.0)))
     }
-    write_json(folder / "evaluation.json", {"num_rollouts": num_rollouts, "methods": methods})
+    results = {"iterations": config.iterations, "num_rollouts": num_rollouts, "methods": methods}
+    write_json(folder / "evaluation.json", results)
     return folder
 
 
@@ -156,9 +157,34 @@ def test_folders_without_results_are_refused(tmp_path, damage, sentence):
         load_runs([run])
 
 
+def test_an_evaluation_of_another_moment_is_refused(tmp_path):
+    """A run that went on, or was evaluated otherwise, is not what its config.json says."""
+    run, other = write_run(tmp_path / "run", [1, 1, 1, 1]), write_run(tmp_path / "b", [1, 1, 1, 1], seed=2)
+    results = json.loads((run / "evaluation.json").read_text())
+    write_json(run / "evaluation.json", results | {"iterations": 7})
+    with pytest.raises(UserError, match="it is of iteration 7 of 100"):
+        load_runs([run])
+    write_json(run / "evaluation.json", results | {"num_rollouts": 7})
+    with pytest.raises(UserError, match="b was evaluated with num_rollouts=20 and .*run with 7"):
+        load_runs([run, other])
+
+
+def test_columns_are_inner_steps_whatever_the_order(tmp_path):
+    runs = [
+        write_run(tmp_path / "oracle", [-2], steps=0, observe_task=True, num_steps=0),
+        write_run(tmp_path / "rl2", np.linspace(-60, -20, 31), steps=30, **RL2),
+        write_run(tmp_path / "maml", [-40, -11, -4, -3]),
+    ]
+    tables = [comparison_table("x", by_method(load_runs(order))).splitlines() for order in (runs, runs[::-1])]
+    assert sorted(tables[0]) == sorted(tables[1])
+    assert tables[0][0].startswith("| method | seeds | 0 steps | 1 step | 2 steps | 3 steps |")
+
+
 def test_runs_of_different_families_are_refused(tmp_path):
     runs = [write_run(tmp_path / "a", [1, 1, 1, 1]), write_run(tmp_path / "b", [1, 1, 1, 1], horizon=50)]
-    with pytest.raises(UserError, match="b has horizon=50 and .*a None; compare runs that agree in it"):
+    with pytest.raises(
+        UserError, match="b was evaluated with horizon=50 and .*a with None; compare runs that agree in it"
+    ):
         load_runs(runs)
     with pytest.raises(UserError, match="nothing to compare"):
         load_runs([])

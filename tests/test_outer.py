@@ -232,7 +232,7 @@ def test_clipped_surrogate_by_hand():
 
 
 def test_adam_is_torch_s_and_carries_its_memory(kind):
-    policy, theta, supports, query, config = problem(kind, 1, outer_lr=0.01)
+    policy, theta, supports, query, config = problem(kind, 1, outer="adam", outer_lr=0.01)
     before = theta.clone()
     expected = theta.clone().requires_grad_()
     optimizer = torch.optim.Adam([expected], lr=0.01)
@@ -250,7 +250,7 @@ def test_adam_is_torch_s_and_carries_its_memory(kind):
 
 
 def test_ppo_begins_with_the_meta_gradient_and_goes_on(kind):
-    policy, theta, supports, query, config = problem(kind, 1, outer_lr=0.01, ppo_epochs=1)
+    policy, theta, supports, query, config = problem(kind, 1, outer="ppo", outer_lr=0.01, ppo_epochs=1)
     one, memory, info = outer.ppo_step(policy, theta, {}, [*supports, query], config)
     plain, _, _ = outer.adam_step(policy, theta, {}, [*supports, query], config)
     torch.testing.assert_close(one, plain)  # all ratios are 1, the penalty has no slope yet
@@ -263,7 +263,7 @@ def test_ppo_begins_with_the_meta_gradient_and_goes_on(kind):
 
 
 def test_ppo_s_penalty_holds_the_sampling_policies(kind):
-    policy, theta, supports, query, config = problem(kind, 2, outer_lr=0.02, ppo_epochs=20)
+    policy, theta, supports, query, config = problem(kind, 2, outer="ppo", outer_lr=0.02, ppo_epochs=20)
 
     def drift(kl_penalty):
         options = dataclasses.replace(config, kl_penalty=kl_penalty)
