@@ -140,6 +140,8 @@ class Config:
         for name in ("inner_lr", "initial_std", "outer_lr", "ppo_clip", "max_kl", "worker_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be a positive number.")
+        if self.outer_lr > 1e6:  # beyond what single precision can carry through an optimiser
+            raise UserError(f"outer_lr is {self.outer_lr}, but must be at most 1e6.")
         for name in ("discount", "gae_lambda", "dice_lambda", "max_failed_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be between 0 and 1.")

@@ -163,7 +163,9 @@ def collect(
         )
     if not torch.isfinite(theta).all():
         diverged = tasks[int((~torch.isfinite(theta)).any(1).nonzero()[0])]
-        raise UserError(f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr.")
+        raise UserError(
+            f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr or outer_lr."
+        )
     env_seeds, action_seeds = seeds.spawn(2)
     first_seed = integer_seed(env_seeds)
     shares = env.shares(num_tasks)

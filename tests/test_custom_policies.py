@@ -20,8 +20,8 @@ from torch.func import vmap
 
 import maml_rl
 from maml_rl import Config, UserError, objectives, trust_region
-from maml_rl.distributions import MultiCategorical
-from maml_rl.policies import CNN, CategoricalHead, GaussianHead, flatten, initialise
+from maml_rl.distributions import MultiCategorical, Normal
+from maml_rl.policies import CNN, MLP, CategoricalHead, GaussianHead, act, flatten, initialise, load, per_task
 from maml_rl.policies import make_policy as ready_made
 
 PIXELS = "maml_rl/PixelNavigation2D-v0"
@@ -230,3 +230,86 @@ def test_a_module_of_one_s_own_trains_resumes_and_is_evaluated(tmp_path, outer):
     resumed = maml_rl.train(dataclasses.replace(part, iterations=4, resume=True), policy=own)
     assert torch.equal(flatten(resumed), flatten(trained))
     assert json.loads((part.run_dir / "evaluation.json").read_text()) == results
+
+
+class OwnHead(nn.Module):
+    """A head of one's own under the ready-made body, which knows nothing of a task axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+        self.log_std = nn.Parameter(torch.zeros(2))
+
+    def forward(self, features):
+        mean = self.layer(features)
+        return Normal(mean, self.log_std.expand_as(mean))
+
+
+def test_a_head_of_one_s_own_keeps_tasks_apart():
+    """With as many rollouts as tasks, a standard deviation could be taken for another task's unnoticed."""
+    policy = MLP(2, (8,), OwnHead())
+    thetas = flatten(policy) + torch.linspace(0, 1, 3)[:, None]
+    observations = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0))
+    together = per_task(policy, thetas)(observations)
+    for i in range(3):
+        alone = act(policy, thetas[i], observations[i])
+        torch.testing.assert_close(together.mean[i], alone.mean)
+        torch.testing.assert_close(together.log_std[i], alone.log_std)
+
+
+class Buffered(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        self.register_buffer("fixed", torch.randn(2, 4, generator=torch.Generator().manual_seed(seed)))
+        self.head = GaussianHead(4, 2, 1.0)
+        initialise(self, torch.Generator().manual_seed(0))
+
+    def forward(self, observations):
+        return self.head(observations @ self.fixed)
+
+
+class Elsewise(MLP):
+    """Other than its parent in what it does, not in its parameters."""
+
+    def forward(self, observations):
+        return super().forward(-observations)
+
+
+def test_a_run_is_evaluated_with_the_policy_it_was_trained_with(tmp_path):
+    options = {"num_tasks": 3, "num_rollouts": 4, "horizon": 5, "iterations": 1, "hidden_sizes": (8,)}
+    options |= {"eval_num_tasks": 3, "eval_num_rollouts": 2, "eval_every": 0}
+    buffered = Config(run_dir=tmp_path / "buffered", **options)
+    maml_rl.train(buffered, policy=Buffered(0))
+    results = json.loads((buffered.run_dir / "evaluation.json").read_text())
+    assert maml_rl.evaluate(buffered.run_dir, policy=Buffered(0)) == results
+    elsewise = Config(run_dir=tmp_path / "elsewise", **options)
+    maml_rl.train(elsewise, policy=Elsewise(2, (8,), GaussianHead(8, 2, 1.0)))
+    for run_dir, other in ((buffered.run_dir, Buffered(1)), (elsewise.run_dir, None)):
+        with pytest.raises(UserError, match="holds the parameters of another policy"):
+            maml_rl.evaluate(run_dir, policy=other)
+    # "random" is what training began with, whatever the module given later holds.
+    other = Buffered(0)
+    load(other, flatten(other) + 1)
+    assert maml_rl.evaluate(buffered.run_dir, policy=other) == results
+
+
+def test_frozen_and_missing_parameters_are_refused(tmp_path):
+    policy = MLP(2, (8,), GaussianHead(8, 2, 1.0))
+    assert torch.isfinite(flatten(policy)).all()  # a ready-made part is ready
+    policy.body.requires_grad_(False)
+    with pytest.raises(UserError, match="frozen parameters"):
+        maml_rl.train(Config(run_dir=tmp_path / "run"), policy=policy)
+
+
+def test_divergence_keeps_the_last_good_checkpoint(command, tmp_path):
+    arguments = ("train", *TINY, "--run-dir", "run", "--outer", "adam", "--checkpoint-every", "1")
+    result = command(*arguments, "--outer-lr", "1e6", "--iterations", "4")
+    assert result.returncode == 2, result.stderr
+    assert "are not finite; lower" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert torch.isfinite(torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["theta"]).all()
+
+
+def test_images_with_channels_last_are_refused():
+    with pytest.raises(UserError, match="channels last; put them first"):
+        ready_made(spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2), Config(), torch.Generator())

@@ -321,3 +321,12 @@ def test_learned_step_sizes_have_a_meta_gradient_and_a_metric(kind):
 def test_an_optimiser_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="outer is 'sgd', but must be one of trpo, ppo, adam, reptile"):
         outer.optimiser(Config(outer="sgd"))
+
+
+def test_a_task_that_pays_alike_everywhere_has_no_credit_for_exploring():
+    query = random_rollouts("normal")
+    query = query._replace(rewards=query.rewards * torch.tensor([0.0, 1.0, 1.0])[:, None, None])
+    query = with_advantages(query, 0.9, 0.9)
+    credits = objectives.exploration_credits(query)
+    assert credits[0] == 0
+    assert 0 < credits[1:].abs().max() < 10

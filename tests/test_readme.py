@@ -7,10 +7,12 @@ import sys
 
 import gymnasium
 import pytest
+from compare_navigation_2d import METHODS
 from conftest import ROOT, TINY
 from maml_rl.envs import check_family, families
 
 from maml_rl.cli import table
+from maml_rl.comparison import by_method, comparison_table, load_runs
 from maml_rl.config import Config
 
 README = (ROOT / "README.md").read_text()
@@ -86,4 +88,9 @@ def test_tables_are_those_of_the_committed_results():
         assert line.rstrip() in README
     script = [sys.executable, str(ROOT / "experiments/navigation_2d_table.py")]
     printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert printed in (ROOT / "experiments/README.md").read_text()
+    page = (ROOT / "experiments/README.md").read_text()
+    assert printed in page
+    root = ROOT / "experiments/results/navigation_2d"
+    methods = by_method(load_runs([run for name in METHODS for run in sorted((root / name).glob("seed*"))]))
+    assert comparison_table("maml_rl/Navigation2D-v0", methods) in page
+    assert len(methods) == len(METHODS) + 1  # the untrained policy

@@ -182,7 +182,7 @@ def test_spaces_that_policies_do_not_support_are_refused():
         ("num_tasks", 0), ("num_rollouts", 0), ("horizon", 0), ("num_steps", -1), ("inner_lr", 0.0),
         ("inner_lr", float("nan")), ("discount", 1.5), ("hidden_sizes", (0,)), ("max_kl", -1.0),
         ("iterations", -1),
-        ("outer_lr", 0.0), ("ppo_clip", -0.1), ("kl_penalty", -1.0), ("e_maml", -1.0), ("log_std_lr", -0.1),
+        ("outer_lr", 0.0), ("outer_lr", 1e7), ("ppo_clip", -0.1), ("kl_penalty", -1.0), ("e_maml", -1.0), ("log_std_lr", -0.1),
         ("eval_lr_factors", ()), ("eval_lr_factors", (1.0, -1.0)), ("learn_lr", "each"), ("context_size", -1),
         ("ppo_epochs", 0), ("rl2_episodes", -1),
     ],
