@@ -83,7 +83,7 @@ def exploration_loss(passed: list[Distribution], supports: tuple[Rollouts, ...],
     """E-MAML's term: what the rollouts led to after adaptation is credited to the policies that drew them.
 
     -c Σ log π(a_t | o_t) over all support rollouts of a task, the first term of the gradient of
-    E[J(θ'(τ))] = Σ_τ p_θ(τ) J(θ'(τ)) (Stadie et al., arXiv:1803.01118, equation 6).
+    E[J(θ'(τ))] = Σ_τ p_θ(τ) J(θ'(τ)) (Stadie et al., arXiv:1803.01118).
 
     Args:
         passed: The policies before each inner step, as from `through_adaptation`.

@@ -318,7 +318,7 @@ def _task_inputs(space: spaces.Space, tasks: np.ndarray) -> Tensor:
         middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
         tasks = (tasks - middle) / np.where(half > 0, half, 1)
     elif not isinstance(space, spaces.Box):
-        tasks = np.stack([spaces.flatten(space, task) for task in tasks])
+        tasks = np.stack([np.asarray(spaces.flatten(space, task)) for task in tasks])
     return torch.from_numpy(np.asarray(tasks, np.float32)).flatten(1)
 
 

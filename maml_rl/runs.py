@@ -243,7 +243,7 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
     buffers = content.get("buffers")
     if content.get("layout") != _layout(policy) or not (
         isinstance(buffers, dict)
-        and all(torch.equal(buffer, buffers.get(name)) for name, buffer in policy.named_buffers())
+        and all(name in buffers and torch.equal(buffer, buffers[name]) for name, buffer in policy.named_buffers())
     ):
         raise UserError(
             f"{path} holds the parameters of another policy than this one; a policy of your own must be given "
