@@ -9,6 +9,7 @@ import gymnasium
 import pytest
 from compare_navigation_2d import METHODS
 from conftest import ROOT, TINY
+from estimators import RESULTS, as_markdown
 from maml_rl.envs import check_family, families
 
 from maml_rl.cli import table
@@ -94,3 +95,4 @@ def test_tables_are_those_of_the_committed_results():
     methods = by_method(load_runs([run for name in METHODS for run in sorted((root / name).glob("seed*"))]))
     assert comparison_table("maml_rl/Navigation2D-v0", methods) in page
     assert len(methods) == len(METHODS) + 1  # the untrained policy
+    assert as_markdown(json.loads((RESULTS / "table.json").read_text())) in page
