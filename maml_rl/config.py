@@ -23,7 +23,7 @@ class Config:
     seed: int = 1
     """Seed of everything random in training: first parameters, tasks, environments, actions."""
     iterations: int = 100
-    """Number of meta-iterations."""
+    """Number of meta-iterations; 0 trains nothing: the baseline from scratch."""
 
     num_tasks: int = 20
     """M, tasks in a meta-batch."""
