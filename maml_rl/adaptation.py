@@ -95,9 +95,9 @@ def prepare(policy: nn.Module, config: Config) -> None:
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
                 "choose one of them, or for 'context' a context_size of 1 or more."
             )
-    layers = _layers(policy)
-    counts = {"one": 1, "layer": int(layers.max()) + 1, "parameter": len(layers)}
     if config.learn_lr != "no":
+        layers = _layers(policy)
+        counts = {"one": 1, "layer": int(layers.max()) + 1, "parameter": len(layers)}
         policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(torch.zeros(counts[config.learn_lr])))
 
 

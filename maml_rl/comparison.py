@@ -31,11 +31,15 @@ class Curves(NamedTuple):
         episodes: Episodes of a task that the learner had seen before each of the S + 1: K for an inner step, 1
             for an episode of RL².
         env_steps: The environment steps in them, mean over seeds.
+        middle: The interquartile mean of the returns, (S + 1,).
+        interval: Its 95% interval, (S + 1, 2).
     """
 
     returns: list[np.ndarray]
     episodes: np.ndarray
     env_steps: np.ndarray
+    middle: np.ndarray
+    interval: np.ndarray
 
 
 def label(config: Config) -> str:
@@ -107,12 +111,12 @@ def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curv
     Raises:
         UserError: If two runs are the same.
     """
-    groups: dict[str, list[tuple[Path, Config, dict[str, Any]]]] = {}
+    groups: dict[tuple[str, str], list[tuple[Path, Config, dict[str, Any]]]] = {}
     for run in runs:
         key = {k: v for k, v in dataclasses.asdict(run[1]).items() if k not in _NOT_THE_METHOD}
-        groups.setdefault(f"{label(run[1])}|{json.dumps(key, default=str)}", []).append(run)
+        groups.setdefault((label(run[1]), json.dumps(key, default=str)), []).append(run)
     methods = {}
-    for name, group in groups.items():
+    for (short, _), group in groups.items():
         seeds: dict[int, Path] = {}
         for folder, config, _ in group:
             if config.seed in seeds:
@@ -120,8 +124,7 @@ def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curv
                     f"{seeds[config.seed]} and {folder} are the same method with the same seed; leave one out."
                 )
             seeds[config.seed] = folder
-        short = name.partition("|")[0]
-        alike = [other[0][1] for key, other in groups.items() if key.partition("|")[0] == short]
+        alike = [other[0][1] for (name, _), other in groups.items() if name == short]
         differing = [
             f"{field.name}={getattr(group[0][1], field.name)}"
             for field in dataclasses.fields(Config)
@@ -141,10 +144,12 @@ def _curves(group: list[tuple[Path, Config, dict[str, Any]]], method: str) -> Cu
     curves = [results["methods"][method] for _, _, results in group]
     shortest = min(len(curve["mean"]) for curve in curves)
     _, config, results = group[0]
+    returns = [np.array(curve["returns"])[:, :shortest] for curve in curves]
     return Curves(
-        [np.array(curve["returns"])[:, :shortest] for curve in curves],
+        returns,
         np.arange(shortest) * (1 if config.rl2_episodes else results["num_rollouts"]),
         np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
+        *interquartile_mean(returns),
     )
 
 
@@ -191,7 +196,7 @@ def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
     rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
     rows.append(["---"] * len(rows[0]))
     for name, curves in methods.items():
-        middle, interval = interquartile_mean(curves.returns)
+        middle, interval = curves.middle, curves.interval
         cells = [f"{middle[i]:.2f} [{interval[i, 0]:.2f}, {interval[i, 1]:.2f}]" for i in at[name]]
         gain = middle[at[name][-1]] - middle[at[name][0]]
         rows.append([name, str(len(curves.returns)), *cells, f"{gain:.2f}"])
@@ -216,7 +221,7 @@ def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
     longest = max(curves.env_steps[-1] for curves in methods.values())
     first = min((c.env_steps[1] for c in methods.values() if len(c.env_steps) > 1), default=1.0)
     for i, (name, curves) in enumerate(methods.items()):
-        middle, interval = interquartile_mean(curves.returns)
+        middle, interval = curves.middle, curves.interval
         colour, style = f"C{i % 10}", "-" if i < 10 else "--"
         if len(middle) == 1:  # does not adapt
             axes.axhline(middle[0], color=colour, linestyle=":", label=name)

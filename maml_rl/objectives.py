@@ -1,6 +1,6 @@
 """The outer objective: what the policies of all tasks are worth after adaptation, as a function of θ.
 
-Functions take one task; `vmap` and `in_chunks` take them to all.
+Functions take one task; `vmap` and `mean_and_gradient` take them to all.
 """
 
 from collections.abc import Callable

@@ -44,10 +44,11 @@ def adam_step(
         return outer_loss(policy, theta, supports, query, credit, config)[0]
 
     data = (supports, exploration_credits(query), query)
-    before, gradient = mean_and_gradient(loss, theta, data, config.chunk_tasks)
-    theta, memory = adam(theta, gradient, memory, config.outer_lr)
+    theta, memory, figures = adam_epochs(
+        lambda theta: mean_and_gradient(loss, theta, data, config.chunk_tasks), theta, memory, config.outer_lr
+    )
     after, kl = outer_objective(policy, theta, supports, query, config)
-    return theta, memory, _figures(before, after, kl, gradient)
+    return theta, memory, figures | {"surrogate_after": after, "kl": kl}
 
 
 def ppo_step(
@@ -72,13 +73,15 @@ def ppo_step(
         return total
 
     data = (supports, exploration_credits(query), query)
-    for epoch in range(config.ppo_epochs):
-        value, gradient = mean_and_gradient(loss, theta, data, config.chunk_tasks)
-        if epoch == 0:
-            first_value, first_gradient = value, gradient
-        theta, memory = adam(theta, gradient, memory, config.outer_lr)
+    theta, memory, figures = adam_epochs(
+        lambda theta: mean_and_gradient(loss, theta, data, config.chunk_tasks),
+        theta,
+        memory,
+        config.outer_lr,
+        config.ppo_epochs,
+    )
     after, kl = outer_objective(policy, theta, supports, query, config)
-    return theta, memory, _figures(first_value, after, kl, first_gradient)
+    return theta, memory, figures | {"surrogate_after": after, "kl": kl}
 
 
 def reptile_step(
@@ -117,23 +120,33 @@ def optimiser(config: Config) -> OuterStep:
     return OPTIMISERS[config.outer]
 
 
-def adam(
-    theta: Tensor, gradient: Tensor, memory: dict[str, Any], learning_rate: float
-) -> tuple[Tensor, dict[str, Any]]:
-    """One step of `torch.optim.Adam`, with its state as a value: θ and the memory given are not changed."""
+def adam_epochs(
+    value_and_gradient: Callable[[Tensor], tuple[float, Tensor]],
+    theta: Tensor,
+    memory: dict[str, Any],
+    learning_rate: float,
+    epochs: int = 1,
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """Steps of `torch.optim.Adam`, with its state as a value: θ and the memory given are not changed.
+
+    Args:
+        value_and_gradient: From θ to a loss and its gradient, (P,).
+        theta: θ, (P,).
+        memory: The state after earlier steps; {} at first.
+        learning_rate: β.
+        epochs: How many steps.
+
+    Returns:
+        The new θ and state, and the loss and the norm of its gradient before the first step.
+    """
     theta = theta.detach().clone()
     optimizer = torch.optim.Adam([theta], lr=learning_rate)
     if memory:
         optimizer.load_state_dict(copy.deepcopy(memory))
-    theta.grad = gradient
-    optimizer.step()
-    return theta, optimizer.state_dict()
-
-
-def _figures(before: float, after: float, kl: float, gradient: Tensor) -> dict[str, float]:
-    return {
-        "surrogate_before": before,
-        "surrogate_after": after,
-        "kl": kl,
-        "gradient_norm": gradient.norm().item(),
-    }
+    figures: dict[str, float] = {}
+    for _ in range(epochs):
+        value, theta.grad = value_and_gradient(theta)
+        figures = figures or {"surrogate_before": value, "gradient_norm": theta.grad.norm().item()}
+        optimizer.step()
+    theta.grad = None
+    return theta, optimizer.state_dict(), figures

@@ -12,7 +12,7 @@ from .advantages import with_advantages
 from .config import Config
 from .distributions import Distribution
 from .objectives import clipped_surrogate, mean_kl
-from .outer import adam
+from .outer import adam_epochs
 from .policies import unflatten
 from .rollouts import Rollouts
 
@@ -56,14 +56,12 @@ def rl2_step(
         losses, kls = vmap(one)(distribution, trials)
         return losses.mean(), kls.mean()
 
-    for epoch in range(config.ppo_epochs):
+    def value_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
         leaf = theta.detach().requires_grad_()
         loss, _ = objective(leaf)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        if epoch == 0:
-            before, norm = loss.item(), gradient.norm().item()
-        theta, memory = adam(theta, gradient, memory, config.outer_lr)
+        return loss.item(), torch.autograd.grad(loss, leaf)[0]
+
+    theta, memory, figures = adam_epochs(value_and_gradient, theta, memory, config.outer_lr, config.ppo_epochs)
     with torch.no_grad():
         after, kl = objective(theta)
-    figures = {"surrogate_before": before, "surrogate_after": after.item(), "kl": kl.item()}
-    return theta, memory, figures | {"gradient_norm": norm}
+    return theta, memory, figures | {"surrogate_after": after.item(), "kl": kl.item()}
