@@ -66,9 +66,14 @@ def inner_loss(
     """
     # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
     distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
+    return policy_gradient_loss(distribution, rollouts, config), distribution
+
+
+def policy_gradient_loss(distribution: Distribution, rollouts: Rollouts, config: Config) -> Tensor:
+    """The same of π_θ at the observations, of tensors (K·H, ...)."""
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
     weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
-    return -masked_mean(weights * rollouts.advantages, rollouts.mask), distribution
+    return -masked_mean(weights * rollouts.advantages, rollouts.mask)
 
 
 # The name of the parameters that α is multiplied by the exponentials of, where it is learned.
@@ -152,9 +157,16 @@ def adapt(
         θ', (P,), and π_θ at the support's observations, of tensors (K·H, ...); both differentiable in θ.
     """
     gradient, distribution = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config)
+    return inner_update(policy, theta, gradient, config, lr_factor), distribution
+
+
+def inner_update(
+    policy: nn.Module, theta: Tensor, gradient: Tensor, config: Config, lr_factor: float = 1.0
+) -> Tensor:
+    """θ - α g of one task, (P,), for the gradient g of its inner loss."""
     if config.first_order:
         gradient = gradient.detach()  # ∂θ'/∂θ = I
-    return theta - lr_factor * step_sizes(policy, theta, config) * gradient, distribution
+    return theta - lr_factor * step_sizes(policy, theta, config) * gradient
 
 
 def rollouts_through_adaptation(

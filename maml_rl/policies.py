@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -42,8 +43,12 @@ class GaussianHead(nn.Module):
 
     def forward(self, features: Tensor) -> Normal:
         """The distribution of actions (..., N, A) for features (..., N, F)."""
-        mean = self.mean(features)
-        return Normal(mean, self.log_std.clamp(min=MIN_LOG_STD).unsqueeze(-2).expand_as(mean))
+        return normal(self.mean(features), self.log_std)
+
+
+def normal(mean: Tensor, log_std: Tensor) -> Normal:
+    """Normal distributions of mean (..., N, A) with the same log σ (..., A) everywhere."""
+    return Normal(mean, log_std.clamp(min=MIN_LOG_STD).unsqueeze(-2).expand_as(mean))
 
 
 class CategoricalHead(nn.Module):
@@ -118,6 +123,11 @@ class CNN(nn.Module):
     def forward(self, observations: Tensor) -> Distribution:
         """The distribution of actions at flattened images (N, O)."""
         return self.head(self.body(observations.unflatten(-1, self.shape)))
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh without derivatives; on a CPU, NumPy's takes a fifth of the time of torch's."""
+    return torch.from_numpy(np.tanh(x.numpy())) if x.device.type == "cpu" else torch.tanh(x)
 
 
 def initialise(policy: nn.Module, generator: torch.Generator) -> None:

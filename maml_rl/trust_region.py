@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from . import perceptron
 from .config import Config
 from .distributions import Distribution
 from .objectives import (
@@ -63,6 +64,8 @@ def linearise_chunks(
 
     def chunk(start: int) -> Linearised:
         some, some_query = tree_map(lambda x: x[start : start + config.chunk_tasks], (supports, query))
+        if perceptron.covers(policy):
+            return Linearised(some_query, *perceptron.linearise(policy, theta, some, some_query, config))
 
         def f(theta: Tensor) -> Distribution:
             # Every task's own copy of θ: batched products instead of a sum over tasks in every layer.
