@@ -130,6 +130,14 @@ def tanh(x: Tensor) -> Tensor:
     return torch.from_numpy(np.tanh(x.numpy())) if x.device.type == "cpu" else torch.tanh(x)
 
 
+class Tanh(nn.Module):
+    """`tanh` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """tanh x."""
+        return tanh(x)
+
+
 def initialise(policy: nn.Module, generator: torch.Generator) -> None:
     """Draws all weight matrices from Glorot's uniform distribution and sets all biases to 0, in place.
 
@@ -263,4 +271,5 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
         module, _, attribute = name.rpartition(".")
         delattr(bound.get_submodule(module), attribute)
         setattr(bound.get_submodule(module), attribute, parameter)
+    bound.body = nn.Sequential(*(Tanh() if isinstance(layer, nn.Tanh) else layer for layer in bound.body))
     return bound
