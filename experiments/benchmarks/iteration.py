@@ -1,16 +1,18 @@
-"""Seconds of a meta-iteration and of its parts, as JSON; of 2D navigation, or of another family.
+"""Seconds of a meta-iteration and of its parts beside what bounds them, as JSON; of several families in one run.
 
-Every figure is the median over repetitions, all in one run. The yardsticks stand beside what they measure:
-the KL differentiated twice beside its factored product, and the bare matrix products that one factored
-product cannot do without beside both.
+Every figure is the median over repetitions. A floor is what a part cannot do without, timed in the same turn with
+the same threads: of collecting, the environments' own steps under the same actions; of the learner, its bare
+matrix products. The yardstick of the KL product is the KL differentiated twice.
 """
 
 import dataclasses
 import json
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,41 +22,50 @@ from torch.func import vmap
 
 from maml_rl import Config, objectives, outer, trust_region
 from maml_rl.adaptation import adapt, rollouts_through_adaptation
-from maml_rl.advantages import with_advantages
+from maml_rl.advantages import features, with_advantages
+from maml_rl.allocator import keep_memory
 from maml_rl.policies import flatten
-from maml_rl.rollouts import collect, make_env
-from maml_rl.runs import new_policy
-from maml_rl.streams import stream
+from maml_rl.rollouts import Rollouts, action_map, collect, make_env, one_thread
+from maml_rl.runs import State, close, new_policy, open_run, tensorboard
+from maml_rl.streams import integer_seed, stream
+from maml_rl.training import checkpoint, log_iteration
+
+NAVIGATION, CHEETAH = "maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0"
 
 
-def median_seconds(f: Callable[[], Any], repetitions: int, warm_up: int = 2) -> float:
-    """The median wall time of a call, after calls that do not count."""
-    times = []
-    for _ in range(warm_up + repetitions):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[warm_up:])
+def seconds(f: Callable[[], Any]) -> float:
+    """The wall time of a call."""
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
 
 
-def main(
-    env_id: str = "maml_rl/Navigation2D-v0",
-    repetitions: int = 15,
-    num_tasks: int = 20,
-    num_rollouts: int = 20,
-    chunk_tasks: int = 10,
-) -> None:
-    """Measures and prints.
+def in_turns(parts: dict[str, Callable[[], Any]], repetitions: int, warm_up: int = 2) -> list[dict[str, float]]:
+    """Seconds of each part, turn after turn, as the speed of a shared machine drifts."""
+    return [{name: seconds(f) for name, f in parts.items()} for _ in range(warm_up + repetitions)][warm_up:]
 
-    Args:
-        env_id: The task family.
-        repetitions: Calls of each part that count.
-        num_tasks: M.
-        num_rollouts: K.
-        chunk_tasks: Tasks differentiated at once.
-    """
+
+def products(sizes: list[int], num_tasks: int, rows: int, counts: list[int], chunk_tasks: int) -> Callable[[], None]:
+    """Matrix products of all tasks' rows with their weights, so many with the shape of each layer."""
+    layers = []
+    for a, b, count in zip(sizes, sizes[1:], counts, strict=False):
+        x, w, out = torch.randn(num_tasks, rows, a), torch.randn(num_tasks, a, b), torch.empty(num_tasks, rows, b)
+        layers.append((x, w, out, count))
+
+    def run() -> None:
+        for x, w, out, count in layers:
+            for start in range(0, num_tasks, chunk_tasks):
+                some = slice(start, start + chunk_tasks)
+                for _ in range(count):
+                    torch.bmm(x[some], w[some], out=out[some])
+
+    return run
+
+
+def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, repetitions: int) -> dict[str, Any]:
+    """The report of one family."""
     config = Config(
-        env_id=env_id, num_tasks=num_tasks, num_rollouts=num_rollouts, inner_lr=0.5, chunk_tasks=chunk_tasks
+        env_id=env_id, num_tasks=num_tasks, num_rollouts=num_rollouts, inner_lr=0.1, chunk_tasks=chunk_tasks
     )
     env = make_env(config, num_tasks * num_rollouts)
     policy = new_policy(config)
@@ -63,17 +74,22 @@ def main(
     tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
     seeds = stream(0, "benchmark")
     support, query = rollouts_through_adaptation(env, policy, theta, tasks, [1.0], config, seeds)
+    adapted = vmap(lambda t, s: adapt(policy, t, s, config)[0], chunk_size=chunk_tasks)(thetas, support)
     chunks = trust_region.linearise_chunks(policy, theta, (support,), query, config)
     gradient = trust_region.meta_gradient(chunks, num_tasks)
+    phases = dict(zip(("before", "after"), zip((support, query), seeds.spawn(2), strict=True), strict=True))
 
-    def iteration(**options: Any) -> Callable[[], None]:
-        own = dataclasses.replace(config, **options)
-        own_policy = new_policy(own)
-        own_theta = flatten(own_policy)
+    def stepping(rollouts: Rollouts, seed: np.random.SeedSequence) -> Callable[[], None]:
+        # As `collect` does it: the shares, each by a thread of its own, from the same states with the same actions.
+        taken = action_map(env.single_action_space)(rollouts.actions.flatten(0, 1).numpy())
+        actions = np.ascontiguousarray(taken.swapaxes(0, 1))
+        first, slots = integer_seed(seed.spawn(2)[0]), np.repeat(tasks, num_rollouts, axis=0)
 
         def run() -> None:
-            batches = [*rollouts_through_adaptation(env, own_policy, own_theta, tasks, [1.0], own, seeds)]
-            outer.optimiser(own)(own_policy, own_theta, {}, batches, own)
+            with one_thread():
+                env.reset(seed=first, options={"task": slots})
+                for a_t in actions:
+                    env.step(a_t)
 
         return run
 
@@ -86,53 +102,122 @@ def main(
         (slope,) = torch.autograd.grad(vmap(kl)(support, query).mean(), leaf, create_graph=True)
         return lambda: torch.autograd.grad(slope, leaf, gradient, retain_graph=True)
 
-    def matrix_products() -> None:
-        # The 64x64 layer alone: 6 products for each of two Hessian-vector products of the inner loss (support),
-        # 2 for the Jacobian and 2 for its transpose (query).
-        for start in range(0, num_tasks, chunk_tasks):
-            for _ in range(16):
-                torch.bmm(rows[start : start + chunk_tasks], weights[start : start + chunk_tasks])
+    def floor(*counts: int) -> Callable[[], None]:
+        size = support.observations.shape[-1]
+        sizes = [size, *config.hidden_sizes, next(iter(support.behaviour)).shape[-1]]
+        return products(sizes, num_tasks, support.mask[0].numel(), list(counts), chunk_tasks)
 
-    horizon = env.max_episode_steps or 0
-    rows, weights = torch.randn(num_tasks, num_rollouts * horizon, 64), torch.randn(num_tasks, 64, 64)
-    parts = {
-        "iteration": iteration(),
-        "collect": lambda: collect(env, policy, thetas, tasks, seeds),
+    columns = features(support.observations[:1, :1]).shape[-1]
+    gram = torch.randn(num_tasks, support.mask[0].numel(), columns, dtype=torch.float64)
+    parts: dict[str, Callable[[], Any]] = {
+        "collect_before": lambda: collect(env, policy, thetas, tasks, phases["before"][1]),
+        "collect_after": lambda: collect(env, policy, adapted, tasks, phases["after"][1]),
         "advantages": lambda: with_advantages(support, config.discount, config.gae_lambda),
         "adapt": lambda: vmap(lambda t, s: adapt(policy, t, s, config), chunk_size=chunk_tasks)(thetas, support),
         "linearise": lambda: trust_region.linearise_chunks(policy, theta, (support,), query, config),
         "gradient": lambda: trust_region.meta_gradient(chunks, num_tasks),
         "kl_product": lambda: trust_region.kl_product(chunks, gradient, num_tasks),
-        "kl_product_twice_differentiated": twice_differentiated(),
-        "kl_product_matrix_floor": matrix_products,
         "line_search_candidate": lambda: objectives.outer_objective(policy, theta, (support,), query, config),
     }
-    seconds = {name: median_seconds(f, repetitions) for name, f in parts.items()}
-    # In turns, as the speed of a shared machine drifts: the ratios are what counts.
-    variants: dict[str, Callable[[], None]] = {
+    # Products in a layer's shape, for the first, the middle and the last of three layers. A forward pass has one in
+    # each, its gradient one for the weights and, but in the first, one for the inputs. A product with the Hessian
+    # of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none.
+    floors = {
+        "collect_before": stepping(*phases["before"]),
+        "collect_after": stepping(*phases["after"]),
+        "advantages": lambda: (gram.mT @ gram, gram.mT @ gram[..., :1], gram @ gram[:, :columns, :1]),
+        "adapt": floor(2, 3, 3),
+        "linearise": floor(3, 4, 4),
+        "gradient": floor(3, 6, 8),
+        "kl_product": floor(6, 12, 16),
+        "line_search_candidate": floor(3, 4, 4),
+    }
+
+    def iteration(**options: Any) -> Callable[[], None]:
+        own = dataclasses.replace(config, **options)
+        own_policy = new_policy(own)
+        own_theta = flatten(own_policy)
+
+        def run() -> None:
+            batches = [*rollouts_through_adaptation(env, own_policy, own_theta, tasks, [1.0], own, seeds)]
+            outer.optimiser(own)(own_policy, own_theta, {}, batches, own)
+
+        return run
+
+    variants = {
         "maml": iteration(),
         "maml_learned_lr": iteration(learn_lr="parameter"),
         "promp_5_epochs": iteration(estimator="lvc", outer="ppo", ppo_epochs=5),
     }
-    turns = [{name: median_seconds(f, 1, 0) for name, f in variants.items()} for _ in range(repetitions)]
-    of_variants = {name: statistics.median(turn[name] for turn in turns) for name in variants}
-    report = {
+    with tempfile.TemporaryDirectory() as folder:
+        run_config = dataclasses.replace(config, run_dir=Path(folder))
+        before = open_run(run_config, policy)
+        writer = tensorboard(run_config, before)
+        after = State(theta, theta, {}, 1, 2 * support.mask.numel())
+        info = {name: 0.0 for name in ("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted")}
+        bookkeeping = {
+            "log": lambda: log_iteration(writer, before, after, [support, query], info, 1.0, 1.0),
+            "checkpoint": lambda: checkpoint(writer, run_config, policy, after),
+        }
+        turns = in_turns(
+            {
+                **parts,
+                **{f"{name} floor": f for name, f in floors.items()},
+                "kl_product_twice_differentiated": twice_differentiated(),
+                **variants,
+                **bookkeeping,
+            },
+            repetitions,
+        )
+        close(writer)
+
+    def median(name: str) -> float:
+        return statistics.median(turn[name] for turn in turns)
+
+    def ratio(one: str, other: str) -> float:
+        return round(statistics.median(turn[one] / turn[other] for turn in turns), 3)
+
+    return {
         "env_id": env_id,
-        "threads": torch.get_num_threads(),
         "num_tasks": num_tasks,
         "num_rollouts": num_rollouts,
-        "horizon": horizon,
+        "horizon": env.max_episode_steps,
         "chunk_tasks": chunk_tasks,
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "iteration_seconds_in_turns": {name: round(value, 4) for name, value in of_variants.items()},
-        "iteration_over_maml": {
-            name: round(statistics.median(turn[name] / turn["maml"] for turn in turns), 3) for name in variants
-        },
-        "rollout_steps_per_second": round(int(query.mask.sum()) / seconds["collect"]),
-        "kl_product_over_twice_differentiated": round(
-            seconds["kl_product"] / seconds["kl_product_twice_differentiated"], 3
+        "iteration_seconds": round(median("maml"), 4),
+        "iteration_less_stepping_seconds": round(
+            statistics.median(
+                turn["maml"] - turn["collect_before floor"] - turn["collect_after floor"] for turn in turns
+            ),
+            4,
         ),
-        "kl_product_over_matrix_floor": round(seconds["kl_product"] / seconds["kl_product_matrix_floor"], 2),
+        "parts": {
+            name: {
+                "seconds": round(median(name), 4),
+                "floor": round(median(f"{name} floor"), 4),
+                "ratio": ratio(name, f"{name} floor"),
+            }
+            for name in parts
+        },
+        "kl_product_over_twice_differentiated": ratio("kl_product", "kl_product_twice_differentiated"),
+        "iteration_over_maml": {name: ratio(name, "maml") for name in variants},
+        "bookkeeping_over_iteration": {name: ratio(name, "maml") for name in bookkeeping},
+    }
+
+
+def main(repetitions: int = 15, chunk_tasks: int = 10) -> None:
+    """Measures and prints.
+
+    Args:
+        repetitions: Turns that count.
+        chunk_tasks: Tasks differentiated at once.
+    """
+    keep_memory()
+    report = {
+        "threads": torch.get_num_threads(),
+        "families": [
+            measure(NAVIGATION, 20, 20, chunk_tasks, repetitions),
+            measure(CHEETAH, 40, 20, chunk_tasks, repetitions),
+        ],
         "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     print(json.dumps(report, indent=2))
