@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
 
 from .advantages import discounted_sums, with_advantages
 from .config import Config
@@ -110,7 +111,9 @@ def _layers(policy: nn.Module) -> Tensor:
     """The number of the layer that each parameter belongs to, (P,), the factors of α themselves left out."""
     named = {name: p for name, p in policy.named_parameters() if name != LOG_LR_FACTORS}
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in named))
-    return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
+    sizes = [p.numel() for p in named.values()]
+    of_each = [layers.index(name.rpartition(".")[0]) for name in named]
+    return torch.tensor(of_each).repeat_interleave(torch.tensor(sizes))
 
 
 def step_sizes(policy: nn.Module, theta: Tensor, config: Config) -> Tensor | float:
@@ -124,11 +127,11 @@ def step_sizes(policy: nn.Module, theta: Tensor, config: Config) -> Tensor | flo
         part, _, last = name.partition(".")[0], *name.rpartition(".")[1:]
         own = config.inner_lr if config.log_std_lr is None or last != "log_std" else config.log_std_lr
         adapted = config.adapt_only in (None, part)
-        alphas[name] = torch.full((parameter.numel(),), own if adapted else 0.0, dtype=theta.dtype)
+        alphas[name] = theta.new_full((parameter.numel(),), own if adapted else 0.0)
     if log_factors is not None:
         factors = log_factors.exp()
         if config.learn_lr == "layer":
-            factors = factors[_layers(policy)]
+            factors = factors[_layers(policy).to(theta.device)]
         elif config.learn_lr == "one":
             factors = factors.expand(sum(map(len, alphas.values())))
         alphas = {
@@ -185,14 +188,15 @@ def rollouts_through_adaptation(
     Args:
         env: M·K environments.
         policy: The policy module.
-        theta: θ, the same for all tasks at first, (P,).
+        theta: θ, the same for all tasks at first, (P,); of the device that learns.
         tasks: (M, D).
         lr_factors: What α is multiplied by in each of S steps.
         config: The inner step's options, discount, λ, the chunk size, and how much may break down.
         seeds: The source of the streams of every phase.
 
     Yields:
-        S + 1 batches of rollouts with advantages, (M, K, H, ...): the k-th one collected after k steps.
+        S + 1 batches of rollouts with advantages, (M, K, H, ...), on θ's device: the k-th one collected after k
+        steps.
 
     Raises:
         UserError: If too many simulations broke down, and as `collect` does.
@@ -203,9 +207,10 @@ def rollouts_through_adaptation(
     if isinstance(policy, GRUPolicy):
         memory = no_memory(policy, len(tasks), env.num_envs // len(tasks))
     for k, phase in enumerate(phases):
-        rollouts = collect(env, policy, thetas, tasks, phase, config.observe_task, memory)
+        rollouts = collect(env, policy, thetas.cpu(), tasks, phase, config.observe_task, memory)
         _require_sound(rollouts, config.max_failed_share)
         rollouts = with_advantages(rollouts, config.discount, config.gae_lambda)
+        rollouts = tree_map(lambda x: x.to(theta.device), rollouts)
         yield rollouts
         if k < len(lr_factors) and memory is None:
             step = partial(adapt, policy, config=config, lr_factor=lr_factors[k])

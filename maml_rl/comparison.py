@@ -17,7 +17,7 @@ from .runs import load_config
 
 # Options that say how a run was done, not what method it is.
 _NOT_THE_METHOD = {
-    *("run_dir", "resume", "seed", "num_workers", "worker_timeout", "max_failed_share", "chunk_tasks"),
+    *("run_dir", "resume", "seed", "num_workers", "worker_timeout", "max_failed_share", "chunk_tasks", "device"),
     *("eval_every", "eval_num_steps", "eval_num_tasks", "eval_num_rollouts", "eval_seed", "checkpoint_every"),
 }
 _RESAMPLES = 2000

@@ -111,6 +111,8 @@ class Config:
     """Iterations between checkpoints."""
     chunk_tasks: int = 10
     """Tasks that the outer step differentiates at once; 10 was fastest for 64×64 units and 2,000 steps a task."""
+    device: str = "cpu"
+    """Where the learner computes, cpu or cuda; environments, and policies while collecting, stay on the CPU."""
 
     def __post_init__(self) -> None:
         at_least = {

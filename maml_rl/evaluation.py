@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from .adaptation import rollouts_through_adaptation
@@ -150,5 +150,5 @@ def curve(policy: nn.Module, theta: Tensor, config: Config) -> dict[str, Any]:
 
 def mean_and_interval(values: np.ndarray) -> tuple[list[float], list[list[float]]]:
     """The mean over tasks of values (M, S + 1), and its 95% interval by Student's t: (S + 1) and (S + 1, 2)."""
-    mean, half = values.mean(0), stats.sem(values, axis=0) * stats.t.ppf(0.975, len(values) - 1)
+    mean, half = values.mean(0), stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / len(values) ** 0.5
     return mean.tolist(), np.stack([mean - half, mean + half], axis=1).tolist()

@@ -8,7 +8,7 @@ left to automatic differentiation. `covers` says for which policies; any other i
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.func import vjp, vmap
 
 from .adaptation import inner_update, policy_gradient_loss
 from .config import Config
-from .distributions import Categorical, Distribution, Normal
+from .distributions import Categorical, Distribution
 from .policies import MLP, CategoricalHead, GaussianHead, normal, tanh, unflatten
 from .rollouts import Rollouts
 
@@ -66,26 +66,25 @@ def linearise(
     thetas = theta.detach().expand(num_tasks, -1)
     steps = []
     for support in supports:
-        thetas, *step = inner_step(policy, thetas, support, config)
-        steps.append(step)
+        thetas, step_push, step_pull = inner_step(policy, thetas, support, config)
+        steps.append((step_push, step_pull))
     layers, log_std = split(policy, thetas)
     passed = forward(layers, query.observations.flatten(1, 2))
-    policies, head_vjp = vjp(distribution, passed.output, *log_std)
-    _, head_jvp = vjp(head_vjp, policies)  # a linear map's derivative the other way round is its transpose
+    policies, head_push, head_pull = linear_maps(distribution, passed.output, *log_std)
 
     def push(tangent: Tensor) -> Distribution:
         tangents = tangent.expand(num_tasks, -1)
-        for through_step, _ in steps:
-            tangents = through_step(tangents)
+        for step_push, _ in steps:
+            tangents = step_push(tangents)
         layers_t, log_std_t = split(policy, tangents)
         output_t, _ = push_forward(passed, layers_t)
-        return head_jvp((output_t, *log_std_t))[0]
+        return head_push(output_t, *log_std_t)
 
     def pull(cotangent: Distribution) -> Tensor:
-        output_t, *log_std_t = head_vjp(cotangent)
-        cotangents = join(policy, pull_back(passed, output_t)[0], log_std_t)
-        for _, back_through_step in reversed(steps):
-            cotangents = back_through_step(cotangents)
+        output_c, *log_std_c = head_pull(cotangent)
+        cotangents = join(policy, pull_back(passed, output_c)[0], log_std_c)
+        for _, step_pull in reversed(steps):
+            cotangents = step_pull(cotangents)
         return cotangents.sum(0)
 
     return policies, push, pull
@@ -107,8 +106,8 @@ def inner_step(
     at = [x.clone().requires_grad_() for x in (passed.output, *log_std)]
     slopes = torch.autograd.grad(vmap(loss)(support, *at).sum(), at, create_graph=True)
     first, *rest = [slope.detach() for slope in slopes]
-    layers_g, *cotangents = pull_back(passed, first)
-    bent = bend(passed, *cotangents, num_products=2 * config.cg_iterations)
+    layers_g, outputs_c, features_c = pull_back(passed, first)
+    bent = bend(passed, outputs_c, features_c, num_products=2 * config.cg_iterations)
 
     def hessian(tangents: Tensor) -> Tensor:
         layers_t, log_std_t = split(policy, tangents)
@@ -118,18 +117,27 @@ def inner_step(
 
     update = vmap(partial(inner_update, policy, config=config))
     gradient = join(policy, layers_g, rest)
-    adapted, update_vjp = vjp(update, thetas, gradient)
-    _, update_jvp = vjp(update_vjp, adapted)
+    adapted, update_push, update_pull = linear_maps(update, thetas, gradient)
 
     def push(tangents: Tensor) -> Tensor:
         gradient_t = torch.zeros_like(gradient) if config.first_order else hessian(tangents)
-        return update_jvp((tangents, gradient_t))[0]
+        return update_push(tangents, gradient_t)
 
     def pull(cotangents: Tensor) -> Tensor:
-        direct, of_gradient = update_vjp(cotangents)
+        direct, of_gradient = update_pull(cotangents)
         return direct if config.first_order else direct + hessian(of_gradient)
 
     return adapted, push, pull
+
+
+def linear_maps(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable[..., Any], Callable[[Any], Any]]:
+    """The value of f, and products with its derivative: t ↦ J t and u ↦ Jᵀ u.
+
+    u ↦ Jᵀ u is linear, so that the reverse pass through it is its transpose.
+    """
+    value, pull = vjp(f, *at)[:2]
+    transposed = vjp(pull, value)[1]
+    return value, lambda *tangents: transposed(tangents)[0], pull
 
 
 def distribution(output: Tensor, *log_std: Tensor) -> Distribution:

@@ -126,7 +126,7 @@ class CNN(nn.Module):
 
 
 def tanh(x: Tensor) -> Tensor:
-    """tanh without derivatives; on a CPU, NumPy's takes a fifth of the time of torch's."""
+    """Tanh without derivatives; on a CPU, NumPy's takes a fifth of the time of torch's."""
     return torch.from_numpy(np.tanh(x.numpy())) if x.device.type == "cpu" else torch.tanh(x)
 
 
@@ -134,7 +134,7 @@ class Tanh(nn.Module):
     """`tanh` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """tanh x."""
+        """Tanh x."""
         return tanh(x)
 
 
@@ -262,11 +262,11 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
     if type(policy) is not MLP or not isinstance(policy.head, GaussianHead | CategoricalHead):
         # A copy of its own: functional_call changes the module for the time of the call, and the halves of a
         # MuJoCo family are collected at the same time.
-        own = copy.deepcopy(policy)
+        own = copy.deepcopy(policy).cpu()
         batched = vmap(lambda parameters, observations: functional_call(own, parameters, (observations,)))
         return partial(batched, parameters)
     # Layers that take a task axis themselves need half of vmap's time, which counts at every step.
-    bound = copy.deepcopy(policy)
+    bound = copy.deepcopy(policy).cpu()
     for name, parameter in parameters.items():
         module, _, attribute = name.rpartition(".")
         delattr(bound.get_submodule(module), attribute)

@@ -74,7 +74,7 @@ def acting(policy: GRUPolicy, theta: Tensor) -> Callable[[Tensor, Tensor], tuple
         A function from inputs (M, K, O + A + 2) and the memory's state (M, K, h) to distributions of tensors
         (M, K, ...) and the next state.
     """
-    own = copy.deepcopy(policy)
+    own = copy.deepcopy(policy).cpu()
     nn.utils.vector_to_parameters(theta.clone(), own.parameters())
 
     def act(inputs: Tensor, state: Tensor) -> tuple[Distribution, Tensor]:

@@ -37,7 +37,27 @@ _FREE = {
     "num_workers",
     "worker_timeout",
     "max_failed_share",
+    "device",
 }
+
+
+def learner_device(config: Config) -> torch.device:
+    """The device of the option of that name.
+
+    Raises:
+        UserError: If there is no such device here.
+    """
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        device = torch.device("meta")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UserError(
+            f"device is {config.device!r}, but here there are only {', '.join(known)}; choose one of them."
+        )
+    return device
 
 
 class State(NamedTuple):

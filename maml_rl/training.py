@@ -1,16 +1,19 @@
 """Meta-training: the loop, from top to bottom."""
 
+import copy
 import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .adaptation import rollouts_through_adaptation
+from .allocator import keep_memory
 from .config import Config
 from .errors import UserError
 from .evaluation import adaptation_curves, held_out_rollouts
@@ -19,7 +22,7 @@ from .plots import pixels, rollouts_figure, write_figure, write_results
 from .policies import load
 from .rl2 import rl2_step
 from .rollouts import Rollouts, make_env
-from .runs import State, close, new_policy, open_run, save_checkpoint, tensorboard
+from .runs import State, close, learner_device, new_policy, open_run, save_checkpoint, tensorboard
 from .streams import stream
 
 
@@ -41,10 +44,13 @@ def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
         UserError: If something from outside is wrong; see its message.
         KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last whole iteration was written.
     """
+    keep_memory()
+    device = learner_device(config)
     outer_step = rl2_step if config.rl2_episodes else optimiser(config)
     lr_factors = [1.0] * (config.rl2_episodes - 1 if config.rl2_episodes else config.num_steps)
     policy = new_policy(config, policy)
     state = open_run(config, policy)
+    learner = copy.deepcopy(policy).to(device)
     env = make_env(config, config.num_tasks * config.num_rollouts)
     writer = tensorboard(config, state)
     progress = tqdm(total=config.iterations, initial=state.iteration, unit="it", dynamic_ncols=True)
@@ -55,9 +61,11 @@ def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
                 config.num_tasks, np.random.default_rng(stream(config.seed, "tasks", iteration))
             )
             seeds = stream(config.seed, "rollouts", iteration)
-            batches = [*rollouts_through_adaptation(env, policy, state.theta, tasks, lr_factors, config, seeds)]
+            theta = state.theta.to(device)
+            batches = [*rollouts_through_adaptation(env, learner, theta, tasks, lr_factors, config, seeds)]
             collected = time.perf_counter()
-            theta, memory, info = outer_step(policy, state.theta, state.memory, batches, config)
+            theta, memory, info = outer_step(learner, theta, state.memory, batches, config)
+            theta, memory = tree_map_only(Tensor, Tensor.cpu, (theta, memory))
             updated = time.perf_counter()
             if not torch.isfinite(theta).all():
                 raise UserError(

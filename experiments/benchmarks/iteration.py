@@ -45,7 +45,9 @@ def in_turns(parts: dict[str, Callable[[], Any]], repetitions: int, warm_up: int
     return [{name: seconds(f) for name, f in parts.items()} for _ in range(warm_up + repetitions)][warm_up:]
 
 
-def products(sizes: list[int], num_tasks: int, rows: int, counts: list[int], chunk_tasks: int) -> Callable[[], None]:
+def products(
+    sizes: list[int], num_tasks: int, rows: int, counts: list[int], chunk_tasks: int
+) -> Callable[[], None]:
     """Matrix products of all tasks' rows with their weights, so many with the shape of each layer."""
     layers = []
     for a, b, count in zip(sizes, sizes[1:], counts, strict=False):
@@ -80,7 +82,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     phases = dict(zip(("before", "after"), zip((support, query), seeds.spawn(2), strict=True), strict=True))
 
     def stepping(rollouts: Rollouts, seed: np.random.SeedSequence) -> Callable[[], None]:
-        # As `collect` does it: the shares, each by a thread of its own, from the same states with the same actions.
+        # The same episodes again: from the same states, with the same actions.
         taken = action_map(env.single_action_space)(rollouts.actions.flatten(0, 1).numpy())
         actions = np.ascontiguousarray(taken.swapaxes(0, 1))
         first, slots = integer_seed(seed.spawn(2)[0]), np.repeat(tasks, num_rollouts, axis=0)
@@ -119,9 +121,9 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         "kl_product": lambda: trust_region.kl_product(chunks, gradient, num_tasks),
         "line_search_candidate": lambda: objectives.outer_objective(policy, theta, (support,), query, config),
     }
-    # Products in a layer's shape, for the first, the middle and the last of three layers. A forward pass has one in
-    # each, its gradient one for the weights and, but in the first, one for the inputs. A product with the Hessian
-    # of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none.
+    # Products in a layer's shape, for the first, the middle and the last of three layers. A forward pass has one
+    # in each, its gradient one for the weights and, but in the first, one for the inputs. A product with the
+    # Hessian of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none.
     floors = {
         "collect_before": stepping(*phases["before"]),
         "collect_after": stepping(*phases["after"]),
@@ -154,7 +156,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         before = open_run(run_config, policy)
         writer = tensorboard(run_config, before)
         after = State(theta, theta, {}, 1, 2 * support.mask.numel())
-        info = {name: 0.0 for name in ("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted")}
+        info = dict.fromkeys(("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted"), 0.0)
         bookkeeping = {
             "log": lambda: log_iteration(writer, before, after, [support, query], info, 1.0, 1.0),
             "checkpoint": lambda: checkpoint(writer, run_config, policy, after),

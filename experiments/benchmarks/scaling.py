@@ -1,4 +1,4 @@
-"""What one meta-iteration costs for other M, K and H, as JSON: seconds and peak memory, each in a process of its own.
+"""Seconds and peak memory of one meta-iteration for other M, K and H, as JSON, each in a process of its own.
 
 The first iteration of a process pays for what is loaded and allocated once, so that the second is timed.
 """
@@ -24,7 +24,7 @@ from maml_rl.streams import stream
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Seconds of collecting (with adaptation) and of the outer step, and the peak of memory, of the second iteration."""
+    """Seconds of collecting, with adaptation, and of the outer step, and the peak of memory."""
     keep_memory()
     env = make_env(config, config.num_tasks * config.num_rollouts)
     policy = new_policy(config)

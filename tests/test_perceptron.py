@@ -1,0 +1,90 @@
+"""The derivatives written out, against automatic differentiation of the same policy."""
+
+import pytest
+import torch
+from conftest import A, O, random_rollouts
+from torch.utils._pytree import tree_leaves, tree_map
+
+from maml_rl import perceptron, trust_region
+from maml_rl.adaptation import prepare
+from maml_rl.config import Config
+from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, initialise, unflatten
+
+
+class Differentiated(MLP):
+    """The same policy, but not one that derivatives are written out for."""
+
+
+def policies(kind, hidden_sizes, config):
+    width = hidden_sizes[-1] if hidden_sizes else O
+    made = []
+    for kind_of_policy in (MLP, Differentiated):
+        head = GaussianHead(width, A, 0.7) if kind == "normal" else CategoricalHead(width, A)
+        policy = kind_of_policy(O, hidden_sizes, head)
+        initialise(policy, torch.Generator().manual_seed(0))
+        prepare(policy, config)
+        made.append(policy)
+    assert [perceptron.covers(policy) for policy in made] == [True, False]
+    return made
+
+
+def problem(policy, num_steps):
+    """θ whose every entry counts, supports and a query."""
+    g = torch.Generator().manual_seed(3)
+    theta = flatten(policy).double()
+    return theta + 0.3 * torch.randn(len(theta), generator=g, dtype=theta.dtype), [
+        random_rollouts("normal" if isinstance(policy.head, GaussianHead) else "categorical", seed=seed)
+        for seed in range(num_steps + 1)
+    ]
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (4,), (5, 4), (5, 4, 3)], ids=str)
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+@pytest.mark.parametrize("cg_iterations", [1, 10], ids=["few products", "many products"])
+def test_every_depth(kind, hidden_sizes, num_steps, cg_iterations):
+    compare(kind, hidden_sizes, num_steps, cg_iterations=cg_iterations)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"first_order": True},
+        {"learn_lr": "one"},
+        {"learn_lr": "layer"},
+        {"learn_lr": "parameter", "first_order": True},
+        {"adapt_only": "head"},
+        {"estimator": "dice", "learn_lr": "parameter", "adapt_only": "body"},
+        {"estimator": "lvc", "log_std_lr": 0.02},
+    ],
+    ids=str,
+)
+def test_every_option_of_the_inner_step(kind, options):
+    if kind == "categorical" and "log_std_lr" in options:
+        pytest.skip("there is no standard deviation")
+    compare(kind, (5, 4), 2, **options)
+
+
+def test_a_standard_deviation_at_its_bound_does_not_move():
+    compare("normal", (4,), 1, log_std=-20.0)
+
+
+def compare(kind, hidden_sizes, num_steps, log_std=None, **options):
+    config = Config(inner_lr=0.4, chunk_tasks=2, **options)
+    results = []
+    for policy in policies(kind, hidden_sizes, config):
+        theta, (*supports, query) = problem(policy, num_steps)
+        if log_std is not None:
+            unflatten(policy, theta)["head.log_std"].fill_(log_std)  # a view
+        chunks = trust_region.linearise_chunks(policy, theta, tuple(supports), query, config)
+        g = torch.Generator().manual_seed(5)
+        tangent = torch.randn(len(theta), generator=g, dtype=theta.dtype)
+        of_outputs = [
+            tree_map(lambda x, g=g: torch.randn(x.shape, generator=g, dtype=x.dtype), chunk.outputs)
+            for chunk in chunks
+        ]
+        pulled = [chunk.vjp(u) for chunk, u in zip(chunks, of_outputs, strict=True)]
+        results.append(
+            tree_leaves([[chunk.outputs for chunk in chunks], [chunk.jvp(tangent) for chunk in chunks], pulled])
+        )
+    for written_out, differentiated in zip(*results, strict=True):
+        torch.testing.assert_close(written_out, differentiated, rtol=1e-9, atol=1e-12)
