@@ -7,6 +7,7 @@ import sys
 
 import gymnasium
 import pytest
+from benchmarks import scaling
 from compare_navigation_2d import METHODS
 from conftest import ROOT, TINY
 from estimators import RESULTS, as_markdown
@@ -96,3 +97,9 @@ def test_tables_are_those_of_the_committed_results():
     assert comparison_table("maml_rl/Navigation2D-v0", methods) in page
     assert len(methods) == len(METHODS) + 1  # the untrained policy
     assert as_markdown(json.loads((RESULTS / "table.json").read_text())) in page
+
+
+@pytest.mark.parametrize("name", ["benchmark_scaling", "benchmark_scaling_half_cheetah"])
+def test_costs_in_the_table_are_the_committed_ones(name):
+    report = json.loads((ROOT / f"experiments/results/{name}.json").read_text())
+    assert scaling.as_markdown(report) in (ROOT / "experiments/README.md").read_text()
