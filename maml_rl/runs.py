@@ -16,6 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from .adaptation import prepare
 from .config import Config
@@ -301,13 +302,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def tensorboard(config: Config, state: State) -> SummaryWriter:
-    """Opens the run's event writer at a state: points past it, from a run that was cut off, are dropped."""
+    """Opens the run's event writer at a state: points past it, from a run that was cut off, are dropped.
+
+    A new run's begins with its options, as text and for the HPARAMS tab, which sets those of several runs beside
+    their returns after adaptation; and with the charts of returns after 0 ... S steps in one, for CUSTOM SCALARS.
+    """
     purge = state.env_steps + 1 if state.iteration else 0
     writer = SummaryWriter(str(config.run_dir), purge_step=purge)
     if not state.iteration:
         options = {name: str(value) for name, value in dataclasses.asdict(config).items()}
         table = "\n".join(f"| {name} | {value} |" for name, value in options.items())
         writer.add_text("config", f"| option | value |\n|---|---|\n{table}", 0)
+        writer.add_custom_scalars(
+            {"returns": {group: ["Multiline", [rf"^{group}/return_step_\d+$"]] for group in ("train", "eval")}}
+        )
+        numbers = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, bool | int | float)}
+        metrics = dict.fromkeys((f"eval/return_step_{k}" for k in range(config.eval_num_steps + 1)), 0.0)
+        for summary in hparams(options | numbers, metrics):  # as add_hparams does, but into this run itself
+            writer._get_file_writer().add_summary(summary, 0)
     return writer
 
 

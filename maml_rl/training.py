@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from . import perceptron
 from .adaptation import rollouts_through_adaptation
 from .allocator import keep_memory
 from .config import Config
@@ -54,6 +55,8 @@ def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
     env = make_env(config, config.num_tasks * config.num_rollouts)
     writer = tensorboard(config, state)
     progress = tqdm(total=config.iterations, initial=state.iteration, unit="it", dynamic_ncols=True)
+    if config.outer == "trpo" and not perceptron.covers(policy):
+        progress.write("This policy is differentiated automatically: slower than a ready-made MLP.", sys.stderr)
     try:
         for iteration in range(state.iteration, config.iterations):
             started = time.perf_counter()

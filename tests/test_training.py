@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import maml_rl
 from maml_rl import Config, UserError
@@ -96,7 +99,35 @@ def test_tensorboard_has_every_tag_once_per_iteration(finished):
     np.testing.assert_allclose(gain, [value for _, value in curves[train[2]]], atol=1e-5)
     tags = EventAccumulator(str(config.run_dir)).Reload().Tags()
     assert tags["images"] == ["eval/rollouts"]
-    assert tags["tensors"] == ["config/text_summary"]
+    assert sorted(tags["tensors"]) == ["config/text_summary", "custom_scalars__config__"]
+
+
+def test_tensorboard_compares_options_and_draws_returns_in_one_chart(finished):
+    config, _ = finished
+    events = EventAccumulator(str(config.run_dir)).Reload()
+    contents = {
+        tag.partition("/")[2]: HParamsPluginData.FromString(content)
+        for tag, content in events.PluginTagToContent("hparams").items()
+    }
+    options = contents["session_start_info"].session_start_info.hparams
+    assert set(options) == {field.name for field in dataclasses.fields(Config)}
+    assert options["gae_lambda"].number_value == config.gae_lambda
+    assert options["first_order"].bool_value is config.first_order
+    assert options["env_id"].string_value == config.env_id
+    metrics = [info.name.tag for info in contents["experiment"].experiment.metric_infos]
+    logged = scalars(config.run_dir)
+    assert sorted(metrics) == sorted(tag for tag in logged if tag.startswith("eval/return_step_"))
+
+    (layout,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(layout.tensor_proto.string_val[0]).category
+    drawn = {
+        chart.title: sorted(tag for tag in logged if any(re.search(regex, tag) for regex in chart.multiline.tag))
+        for chart in category.chart
+    }
+    assert drawn == {
+        group: sorted(tag for tag in logged if tag.startswith(f"{group}/return_step_"))
+        for group in ("train", "eval")
+    }
 
 
 def test_same_seed_same_parameters(command, tmp_path):
