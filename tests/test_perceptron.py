@@ -54,14 +54,16 @@ def test_every_depth(kind, hidden_sizes, num_steps, cg_iterations):
         {"learn_lr": "parameter", "first_order": True},
         {"adapt_only": "head"},
         {"estimator": "dice", "learn_lr": "parameter", "adapt_only": "body"},
-        {"estimator": "lvc", "log_std_lr": 0.02},
+        {"estimator": "lvc", "adapt_only": "head", "learn_lr": "layer"},
     ],
     ids=str,
 )
 def test_every_option_of_the_inner_step(kind, options):
-    if kind == "categorical" and "log_std_lr" in options:
-        pytest.skip("there is no standard deviation")
     compare(kind, (5, 4), 2, **options)
+
+
+def test_a_step_size_of_its_own_for_the_standard_deviation():
+    compare("normal", (5, 4), 2, log_std_lr=0.02, estimator="lvc")
 
 
 def test_a_standard_deviation_at_its_bound_does_not_move():
