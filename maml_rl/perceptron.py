@@ -215,7 +215,7 @@ class Bent(NamedTuple):
         bends: u pulled back to each layer's hidden features, times tanh''/tanh', (m, N, out).
         mixed: The second derivative in the weights of the first layer, bias included, and of the second, which is
             bilinear: Σ_n (outputs_c of the second)_nb (tanh' of the first)_na (o_n, 1)_o, (m, a, b, O + 1). None
-            where it is cheaper to take the sum over n again in every product.
+            where taking the sum over n again in every product is cheaper, or needs less memory.
     """
 
     outputs_c: list[Tensor]
@@ -227,8 +227,11 @@ def bend(passed: Pass, outputs_c: list[Tensor], features_c: list[Tensor], num_pr
     """Prepares `pull_back_bent` for about so many products."""
     bends = [-2 * features * c for features, c in zip(passed.inputs[1:], features_c, strict=True)]
     mixed = None
+    _, num_rows, width = outputs_c[min(1, len(bends))].shape
+    size = passed.inputs[0].shape[-1] + 1
     # A column of `mixed` costs one product over all rows, and a Hessian product without it two more than with it.
-    if bends and passed.inputs[0].shape[-1] < num_products:
+    # It must not be larger than a layer's features either.
+    if bends and size <= num_products and size * width <= num_rows:
         columns = [*passed.inputs[0].split(1, dim=-1), passed.inputs[0].new_ones(1)]
         sums = [(passed.slopes[0] * column).mT @ outputs_c[1] for column in columns]  # one at a time: it is large
         mixed = torch.stack(sums, dim=-1)
