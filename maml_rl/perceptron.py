@@ -17,7 +17,7 @@ from torch.func import vjp, vmap
 from .adaptation import inner_update, policy_gradient_loss
 from .config import Config
 from .distributions import Categorical, Distribution
-from .policies import MLP, CategoricalHead, GaussianHead, normal, tanh, unflatten
+from .policies import MLP, CategoricalHead, GaussianHead, Linear, normal, tanh, unflatten
 from .rollouts import Rollouts
 
 # Weight (m, out, in) and bias (m, out) of each linear layer, for m tasks; or tangents or cotangents of them.
@@ -43,7 +43,11 @@ class Pass(NamedTuple):
 
 def covers(policy: nn.Module) -> bool:
     """Whether a policy is an MLP of the observations alone under a ready-made head."""
-    return type(policy) is MLP and policy.context is None and type(policy.head) in (GaussianHead, CategoricalHead)
+    if type(policy) is not MLP or policy.context is not None:
+        return False
+    layers = [type(layer) for layer in policy.body]  # which may have been exchanged
+    as_made = layers == [Linear, nn.Tanh] * (len(layers) // 2)
+    return as_made and type(policy.head) in (GaussianHead, CategoricalHead)
 
 
 def linearise(

@@ -70,6 +70,15 @@ def test_a_standard_deviation_at_its_bound_does_not_move():
     compare("normal", (4,), 1, log_std=-20.0)
 
 
+def test_a_policy_that_was_changed_is_not_covered():
+    policy = MLP(O, (5, 4), GaussianHead(4, A, 0.7))
+    assert perceptron.covers(policy)
+    policy.body[1] = torch.nn.ReLU()
+    assert not perceptron.covers(policy)
+    assert not perceptron.covers(MLP(O, (5, 4), GaussianHead(4, A, 0.7), context_size=1))
+    assert not perceptron.covers(MLP(O, (4,), torch.nn.Linear(4, A)))
+
+
 def compare(kind, hidden_sizes, num_steps, log_std=None, **options):
     config = Config(inner_lr=0.4, chunk_tasks=2, **options)
     results = []
