@@ -14,7 +14,7 @@ from .config import Config
 from .distributions import Distribution
 from .envs import VectorFamily
 from .errors import UserError
-from .policies import act, unflatten
+from .policies import LOG_LR_FACTORS, act, unflatten
 from .recurrent import GRUPolicy, no_memory
 from .rollouts import Rollouts, collect
 
@@ -75,10 +75,6 @@ def policy_gradient_loss(distribution: Distribution, rollouts: Rollouts, config:
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
     weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
     return -masked_mean(weights * rollouts.advantages, rollouts.mask)
-
-
-# The name of the parameters that α is multiplied by the exponentials of, where it is learned.
-LOG_LR_FACTORS = "log_lr_factors"
 
 
 def prepare(policy: nn.Module, config: Config) -> None:

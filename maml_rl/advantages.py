@@ -12,7 +12,7 @@ def discounted_sums(x: Tensor, discount: float) -> Tensor:
     Written as one product with the matrix of discount^(j - t), j ≥ t. Where x is 0 after an episode's
     end, so is y.
     """
-    t = torch.arange(x.shape[-1], dtype=x.dtype)
+    t = torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)
     lag = t[:, None] - t[None, :]
     return x @ torch.where(lag >= 0, discount ** lag.clamp(min=0), 0.0)
 
@@ -30,7 +30,8 @@ def features(observations: Tensor) -> Tensor:
     if observations.shape[-1] > MAX_OBSERVED:
         observations = observations[..., :0]
     o = observations.double().clamp(-10.0, 10.0)
-    t = (torch.arange(o.shape[-2], dtype=o.dtype) / 100.0).unsqueeze(-1).expand(*o.shape[:-1], 1)
+    t = torch.arange(o.shape[-2], dtype=o.dtype, device=o.device) / 100.0
+    t = t.unsqueeze(-1).expand(*o.shape[:-1], 1)
     return torch.cat([o, o**2, t, t**2, t**3, torch.ones_like(t)], dim=-1)
 
 
@@ -51,8 +52,8 @@ def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float
     weighted = (features(observations) * mask.unsqueeze(-1)).flatten(1, 2)
     gram = weighted.mT @ weighted
     target = weighted.mT @ returns.double().flatten(1, 2).unsqueeze(-1)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    ridges = torch.full((len(gram), 1, 1), ridge, dtype=gram.dtype)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    ridges = gram.new_full((len(gram), 1, 1), ridge)
     factor, failed = torch.linalg.cholesky_ex(gram + ridges * identity)
     while failed.any():
         ridges = torch.where(failed[:, None, None] > 0, 10.0 * ridges, ridges)

@@ -110,7 +110,7 @@ class Config:
     checkpoint_every: int = 5
     """Iterations between checkpoints."""
     chunk_tasks: int = 10
-    """Tasks that the outer step differentiates at once; 10 was fastest for 64×64 units and 2,000 steps a task."""
+    """Tasks that the outer step differentiates at once; 10 is fast for 64×64 units and 2,000 steps a task."""
     device: str = "cpu"
     """Where the learner computes, cpu or cuda; environments, and policies while collecting, stay on the CPU."""
 

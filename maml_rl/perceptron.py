@@ -17,7 +17,7 @@ from torch.func import vjp, vmap
 from .adaptation import inner_update, policy_gradient_loss
 from .config import Config
 from .distributions import Categorical, Distribution
-from .policies import MLP, CategoricalHead, GaussianHead, Linear, normal, tanh, unflatten
+from .policies import as_made, normal, tanh, unflatten
 from .rollouts import Rollouts
 
 # Weight (m, out, in) and bias (m, out) of each linear layer, for m tasks; or tangents or cotangents of them.
@@ -42,12 +42,8 @@ class Pass(NamedTuple):
 
 
 def covers(policy: nn.Module) -> bool:
-    """Whether a policy is an MLP of the observations alone under a ready-made head."""
-    if type(policy) is not MLP or policy.context is not None:
-        return False
-    layers = [type(layer) for layer in policy.body]  # which may have been exchanged
-    as_made = layers == [Linear, nn.Tanh] * (len(layers) // 2)
-    return as_made and type(policy.head) in (GaussianHead, CategoricalHead)
+    """Whether a policy is a ready-made MLP of the observations alone."""
+    return as_made(policy) and policy.context is None
 
 
 def linearise(
@@ -108,28 +104,31 @@ def inner_step(
         return policy_gradient_loss(distribution(*at), support, config)
 
     at = [x.clone().requires_grad_() for x in (passed.output, *log_std)]
-    slopes = torch.autograd.grad(vmap(loss)(support, *at).sum(), at, create_graph=True)
+    slopes = torch.autograd.grad(vmap(loss)(support, *at).sum(), at, create_graph=not config.first_order)
     first, *rest = [slope.detach() for slope in slopes]
     layers_g, outputs_c, features_c = pull_back(passed, first)
-    bent = bend(passed, outputs_c, features_c, num_products=2 * config.cg_iterations)
+    gradient = join(policy, layers_g, rest)
+    bent = None
+    if not config.first_order:
+        bent = bend(passed, outputs_c, features_c, num_products=2 * config.cg_iterations)
 
     def hessian(tangents: Tensor) -> Tensor:
+        if bent is None:
+            return torch.zeros_like(tangents)  # of which the update makes nothing
         layers_t, log_std_t = split(policy, tangents)
         output_t, features_t = push_forward(passed, layers_t)
         first, *rest = torch.autograd.grad(slopes, at, [output_t, *log_std_t], retain_graph=True)
         return join(policy, pull_back_bent(passed, bent, layers_t, features_t, first), rest)
 
     update = vmap(partial(inner_update, policy, config=config))
-    gradient = join(policy, layers_g, rest)
     adapted, update_push, update_pull = linear_maps(update, thetas, gradient)
 
     def push(tangents: Tensor) -> Tensor:
-        gradient_t = torch.zeros_like(gradient) if config.first_order else hessian(tangents)
-        return update_push(tangents, gradient_t)
+        return update_push(tangents, hessian(tangents))
 
     def pull(cotangents: Tensor) -> Tensor:
         direct, of_gradient = update_pull(cotangents)
-        return direct if config.first_order else direct + hessian(of_gradient)
+        return direct + hessian(of_gradient)
 
     return adapted, push, pull
 
@@ -215,14 +214,15 @@ class Bent(NamedTuple):
     """What the second derivative of u · output in the layers needs, at a fixed u, (m, N, A).
 
     Attributes:
-        outputs_c: u pulled back to each layer's output before tanh, (m, N, out).
+        outputs_c: u pulled back to the outputs before tanh of those layers, by number, where sums over n are taken
+            in every product, (m, N, out).
         bends: u pulled back to each layer's hidden features, times tanh''/tanh', (m, N, out).
         mixed: The second derivative in the weights of the first layer, bias included, and of the second, which is
             bilinear: Σ_n (outputs_c of the second)_nb (tanh' of the first)_na (o_n, 1)_o, (m, a, b, O + 1). None
             where taking the sum over n again in every product is cheaper, or needs less memory.
     """
 
-    outputs_c: list[Tensor]
+    outputs_c: dict[int, Tensor]
     bends: list[Tensor]
     mixed: Tensor | None
 
@@ -230,16 +230,19 @@ class Bent(NamedTuple):
 def bend(passed: Pass, outputs_c: list[Tensor], features_c: list[Tensor], num_products: int) -> Bent:
     """Prepares `pull_back_bent` for about so many products."""
     bends = [-2 * features * c for features, c in zip(passed.inputs[1:], features_c, strict=True)]
-    mixed = None
-    _, num_rows, width = outputs_c[min(1, len(bends))].shape
+    from_rows = dict(enumerate(outputs_c[1:], start=1))
+    if not bends:
+        return Bent(from_rows, bends, None)
+    _, num_rows, width = outputs_c[1].shape
     size = passed.inputs[0].shape[-1] + 1
     # A column of `mixed` costs one product over all rows, and a Hessian product without it two more than with it.
     # It must not be larger than a layer's features either.
-    if bends and size <= num_products and size * width <= num_rows:
-        columns = [*passed.inputs[0].split(1, dim=-1), passed.inputs[0].new_ones(1)]
-        sums = [(passed.slopes[0] * column).mT @ outputs_c[1] for column in columns]  # one at a time: it is large
-        mixed = torch.stack(sums, dim=-1)
-    return Bent(outputs_c, bends, mixed)
+    if size > num_products or size * width > num_rows:
+        return Bent(from_rows, bends, None)
+    second = from_rows.pop(1)
+    columns = [*passed.inputs[0].split(1, dim=-1), passed.inputs[0].new_ones(1)]
+    sums = [(passed.slopes[0] * column).mT @ second for column in columns]  # one at a time: it is large
+    return Bent(from_rows, bends, torch.stack(sums, dim=-1))
 
 
 def pull_back_bent(
@@ -248,14 +251,13 @@ def pull_back_bent(
     """The tangents of `pull_back`'s layers, along those of the layers and of its argument, (m, N, A)."""
     layers_c = []
     for i in reversed(range(len(passed.layers))):
-        from_rows = i > 1 or (i == 1 and bent.mixed is None)
         weight_c = summed_outer(cotangent, passed.inputs[i])
-        if from_rows:
+        if i in bent.outputs_c:
             weight_c = weight_c + summed_outer(bent.outputs_c[i], features_t[i - 1])
         layers_c.append((weight_c, cotangent.sum(1)))
         if i > 0:
             of_features = cotangent @ passed.layers[i][0]
-            if from_rows:
+            if i in bent.outputs_c:
                 of_features.baddbmm_(bent.outputs_c[i], layers_t[i][0])
             cotangent = of_features.mul_(passed.slopes[i - 1]).addcmul_(bent.bends[i - 1], features_t[i - 1])
     layers_c.reverse()

@@ -25,6 +25,10 @@ from .recurrent import GRUPolicy
 MIN_LOG_STD = -13.8
 
 
+# The name of the parameters that α is multiplied by the exponentials of, where it is learned.
+LOG_LR_FACTORS = "log_lr_factors"
+
+
 class Linear(nn.Linear):
     """A linear layer whose parameters may have a leading task axis: weight (M, out, in), bias (M, out)."""
 
@@ -127,7 +131,7 @@ class CNN(nn.Module):
 
 def tanh(x: Tensor) -> Tensor:
     """Tanh without derivatives; on a CPU, NumPy's takes a fifth of the time of torch's."""
-    return torch.from_numpy(np.tanh(x.numpy())) if x.device.type == "cpu" else torch.tanh(x)
+    return torch.from_numpy(np.tanh(x.detach().numpy())) if x.device.type == "cpu" else torch.tanh(x)
 
 
 class Tanh(nn.Module):
@@ -248,6 +252,25 @@ def act(policy: nn.Module, theta: Tensor, observations: Tensor) -> Distribution:
     return functional_call(policy, unflatten(policy, theta), (observations,))
 
 
+def as_made(policy: nn.Module) -> bool:
+    """Whether a policy is an MLP under a ready-made head, with nothing exchanged, added or hooked on since."""
+    if type(policy) is not MLP:
+        return False
+    body, head = policy.get_submodule("body"), policy.get_submodule("head")
+    layers = [type(layer) for layer in body.children()]
+    linear = {
+        name for name, module in policy.named_modules() if type(module) is Linear and module.bias is not None
+    }
+    others = {"context", "head.log_std", LOG_LR_FACTORS}
+    return (
+        type(body) is nn.Sequential
+        and layers == [Linear, nn.Tanh] * (len(layers) // 2)
+        and type(head) in (GaussianHead, CategoricalHead)
+        and all(name.rpartition(".")[0] in linear or name in others for name, _ in policy.named_parameters())
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+    )
+
+
 def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distribution]:
     """Each task's own policy, for many calls.
 
@@ -259,7 +282,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
         A function from each task's own observations (M, N, O) to distributions of tensors (M, N, ...).
     """
     parameters = unflatten(policy, theta)
-    if type(policy) is not MLP or not isinstance(policy.head, GaussianHead | CategoricalHead):
+    if not as_made(policy):
         # A copy of its own: functional_call changes the module for the time of the call, and the halves of a
         # MuJoCo family are collected at the same time.
         own = copy.deepcopy(policy).cpu()

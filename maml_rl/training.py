@@ -31,7 +31,8 @@ def train(config: Config, policy: nn.Module | None = None) -> nn.Module:
     """Meta-trains a policy and evaluates it on held-out tasks.
 
     Everything is written into `config.run_dir`: config.json, checkpoint.pt, TensorBoard events,
-    evaluation.json, adaptation.png, and rollouts.png where the family can draw its rollouts.
+    evaluation.json, adaptation.png, and rollouts.png where the family can draw its rollouts. On Linux, memory that
+    the process frees stays with it from here on (`maml_rl.allocator`).
 
     Args:
         config: The options of the run.

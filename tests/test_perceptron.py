@@ -67,7 +67,15 @@ def test_a_step_size_of_its_own_for_the_standard_deviation():
 
 
 def test_a_standard_deviation_at_its_bound_does_not_move():
-    compare("normal", (4,), 1, log_std=-20.0)
+    config = Config(chunk_tasks=3)
+    policy, _ = policies("normal", (4,), config)
+    theta, (query,) = problem(policy, 0)
+    unflatten(policy, theta)["head.log_std"].fill_(-20.0)  # a view
+    (chunk,) = trust_region.linearise_chunks(policy, theta, (), query, config)
+    pulled = unflatten(policy, chunk.vjp(tree_map(torch.ones_like, chunk.outputs)))
+    assert not pulled["head.log_std"].any()
+    assert pulled["head.mean.bias"].all()
+    assert not chunk.jvp(torch.ones_like(theta)).log_std.any()
 
 
 def test_a_policy_that_was_changed_is_not_covered():
@@ -75,17 +83,22 @@ def test_a_policy_that_was_changed_is_not_covered():
     assert perceptron.covers(policy)
     policy.body[1] = torch.nn.ReLU()
     assert not perceptron.covers(policy)
+    policy.body[1] = torch.nn.Tanh()
+    assert perceptron.covers(policy)
+    hook = policy.body[0].register_forward_pre_hook(lambda module, inputs: None)
+    assert not perceptron.covers(policy)
+    hook.remove()
+    policy.scale_weight = torch.nn.Parameter(torch.ones(1))
+    assert not perceptron.covers(policy)
     assert not perceptron.covers(MLP(O, (5, 4), GaussianHead(4, A, 0.7), context_size=1))
     assert not perceptron.covers(MLP(O, (4,), torch.nn.Linear(4, A)))
 
 
-def compare(kind, hidden_sizes, num_steps, log_std=None, **options):
+def compare(kind, hidden_sizes, num_steps, **options):
     config = Config(inner_lr=0.4, chunk_tasks=2, **options)
     results = []
     for policy in policies(kind, hidden_sizes, config):
         theta, (*supports, query) = problem(policy, num_steps)
-        if log_std is not None:
-            unflatten(policy, theta)["head.log_std"].fill_(log_std)  # a view
         chunks = trust_region.linearise_chunks(policy, theta, tuple(supports), query, config)
         g = torch.Generator().manual_seed(5)
         tangent = torch.randn(len(theta), generator=g, dtype=theta.dtype)

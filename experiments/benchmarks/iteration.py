@@ -74,18 +74,20 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     theta = flatten(policy)
     thetas = theta.expand(num_tasks, -1)
     tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
-    seeds = stream(0, "benchmark")
-    support, query = rollouts_through_adaptation(env, policy, theta, tasks, [1.0], config, seeds)
+    support, query = rollouts_through_adaptation(env, policy, theta, tasks, [1.0], config, stream(0, "benchmark"))
     adapted = vmap(lambda t, s: adapt(policy, t, s, config)[0], chunk_size=chunk_tasks)(thetas, support)
     chunks = trust_region.linearise_chunks(policy, theta, (support,), query, config)
     gradient = trust_region.meta_gradient(chunks, num_tasks)
-    phases = dict(zip(("before", "after"), zip((support, query), seeds.spawn(2), strict=True), strict=True))
 
-    def stepping(rollouts: Rollouts, seed: np.random.SeedSequence) -> Callable[[], None]:
+    def phase(k: int) -> np.random.SeedSequence:
+        # What is spawned from one depends on what was spawned before: a new one each time.
+        return stream(0, "benchmark").spawn(2)[k]
+
+    def stepping(rollouts: Rollouts, k: int) -> Callable[[], None]:
         # The same episodes again: from the same states, with the same actions.
         taken = action_map(env.single_action_space)(rollouts.actions.flatten(0, 1).numpy())
         actions = np.ascontiguousarray(taken.swapaxes(0, 1))
-        first, slots = integer_seed(seed.spawn(2)[0]), np.repeat(tasks, num_rollouts, axis=0)
+        first, slots = integer_seed(phase(k).spawn(2)[0]), np.repeat(tasks, num_rollouts, axis=0)
 
         def run() -> None:
             with one_thread():
@@ -112,8 +114,8 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     columns = features(support.observations[:1, :1]).shape[-1]
     gram = torch.randn(num_tasks, support.mask[0].numel(), columns, dtype=torch.float64)
     parts: dict[str, Callable[[], Any]] = {
-        "collect_before": lambda: collect(env, policy, thetas, tasks, phases["before"][1]),
-        "collect_after": lambda: collect(env, policy, adapted, tasks, phases["after"][1]),
+        "collect_before": lambda: collect(env, policy, thetas, tasks, phase(0)),
+        "collect_after": lambda: collect(env, policy, adapted, tasks, phase(1)),
         "advantages": lambda: with_advantages(support, config.discount, config.gae_lambda),
         "adapt": lambda: vmap(lambda t, s: adapt(policy, t, s, config), chunk_size=chunk_tasks)(thetas, support),
         "linearise": lambda: trust_region.linearise_chunks(policy, theta, (support,), query, config),
@@ -123,10 +125,11 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     }
     # Products in a layer's shape, for the first, the middle and the last of three layers. A forward pass has one
     # in each, its gradient one for the weights and, but in the first, one for the inputs. A product with the
-    # Hessian of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none.
+    # Hessian of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none: it is taken
+    # once, while linearising, by O + 1 products with the middle layer that are no part of that floor.
     floors = {
-        "collect_before": stepping(*phases["before"]),
-        "collect_after": stepping(*phases["after"]),
+        "collect_before": stepping(support, 0),
+        "collect_after": stepping(query, 1),
         "advantages": lambda: (gram.mT @ gram, gram.mT @ gram[..., :1], gram @ gram[:, :columns, :1]),
         "adapt": floor(2, 3, 3),
         "linearise": floor(3, 4, 4),
@@ -141,6 +144,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         own_theta = flatten(own_policy)
 
         def run() -> None:
+            seeds = stream(0, "benchmark")
             batches = [*rollouts_through_adaptation(env, own_policy, own_theta, tasks, [1.0], own, seeds)]
             outer.optimiser(own)(own_policy, own_theta, {}, batches, own)
 
