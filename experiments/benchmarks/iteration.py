@@ -125,8 +125,8 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     }
     # Products in a layer's shape, for the first, the middle and the last of three layers. A forward pass has one
     # in each, its gradient one for the weights and, but in the first, one for the inputs. A product with the
-    # Hessian of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none: it is taken
-    # once, while linearising, by O + 1 products with the middle layer that are no part of that floor.
+    # Hessian of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none: it is
+    # taken once, while linearising, by O + 1 products with the middle layer that are no part of that floor.
     floors = {
         "collect_before": stepping(support, 0),
         "collect_after": stepping(query, 1),
