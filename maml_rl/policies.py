@@ -294,5 +294,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
         module, _, attribute = name.rpartition(".")
         delattr(bound.get_submodule(module), attribute)
         setattr(bound.get_submodule(module), attribute, parameter)
-    bound.body = nn.Sequential(*(Tanh() if isinstance(layer, nn.Tanh) else layer for layer in bound.body))
+    bound.body = nn.Sequential(
+        *(Tanh() if isinstance(layer, nn.Tanh) else layer for layer in bound.get_submodule("body").children())
+    )
     return bound
