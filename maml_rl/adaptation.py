@@ -107,9 +107,7 @@ def _layers(policy: nn.Module) -> Tensor:
     """The number of the layer that each parameter belongs to, (P,), the factors of α themselves left out."""
     named = {name: p for name, p in policy.named_parameters() if name != LOG_LR_FACTORS}
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in named))
-    sizes = [p.numel() for p in named.values()]
-    of_each = [layers.index(name.rpartition(".")[0]) for name in named]
-    return torch.tensor(of_each).repeat_interleave(torch.tensor(sizes))
+    return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
 
 
 def step_sizes(policy: nn.Module, theta: Tensor, config: Config) -> Tensor | float:

@@ -17,12 +17,11 @@ from torch.func import vjp, vmap
 from .adaptation import inner_update, policy_gradient_loss
 from .config import Config
 from .distributions import Categorical, Distribution
-from .policies import as_made, normal, tanh, unflatten
+from .policies import LOG_STD, as_made, normal, tanh, unflatten
 from .rollouts import Rollouts
 
 # Weight (m, out, in) and bias (m, out) of each linear layer, for m tasks; or tangents or cotangents of them.
 Layers = list[tuple[Tensor, Tensor]]
-LOG_STD = "head.log_std"
 
 
 class Pass(NamedTuple):

@@ -27,6 +27,8 @@ MIN_LOG_STD = -13.8
 
 # The name of the parameters that α is multiplied by the exponentials of, where it is learned.
 LOG_LR_FACTORS = "log_lr_factors"
+# The name of log σ in a policy under a ready-made head.
+LOG_STD = "head.log_std"
 
 
 class Linear(nn.Linear):
@@ -261,7 +263,7 @@ def as_made(policy: nn.Module) -> bool:
     linear = {
         name for name, module in policy.named_modules() if type(module) is Linear and module.bias is not None
     }
-    others = {"context", "head.log_std", LOG_LR_FACTORS}
+    others = {"context", LOG_STD, LOG_LR_FACTORS}
     return (
         type(body) is nn.Sequential
         and layers == [Linear, nn.Tanh] * (len(layers) // 2)

@@ -310,15 +310,17 @@ def tensorboard(config: Config, state: State) -> SummaryWriter:
     purge = state.env_steps + 1 if state.iteration else 0
     writer = SummaryWriter(str(config.run_dir), purge_step=purge)
     if not state.iteration:
-        options = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+        options = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in dataclasses.asdict(config).items()
+        }
         table = "\n".join(f"| {name} | {value} |" for name, value in options.items())
         writer.add_text("config", f"| option | value |\n|---|---|\n{table}", 0)
         writer.add_custom_scalars(
             {"returns": {group: ["Multiline", [rf"^{group}/return_step_\d+$"]] for group in ("train", "eval")}}
         )
-        numbers = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, bool | int | float)}
         metrics = dict.fromkeys((f"eval/return_step_{k}" for k in range(config.eval_num_steps + 1)), 0.0)
-        for summary in hparams(options | numbers, metrics):  # as add_hparams does, but into this run itself
+        for summary in hparams(options, metrics):  # as add_hparams does, but into this run itself
             writer._get_file_writer().add_summary(summary, 0)
     return writer
 
