@@ -8,12 +8,12 @@ from pathlib import Path
 from maml_rl import Config
 from maml_rl.cli import run_experiment
 
+CONFIG = Config(
+    env_id="maml_rl/HalfCheetahVel-v0",
+    run_dir=Path("runs/half_cheetah_vel"),
+    iterations=200,
+    num_tasks=40,
+)
+
 if __name__ == "__main__":
-    run_experiment(
-        Config(
-            env_id="maml_rl/HalfCheetahVel-v0",
-            run_dir=Path("runs/half_cheetah_vel"),
-            iterations=200,
-            num_tasks=40,
-        )
-    )
+    run_experiment(CONFIG)

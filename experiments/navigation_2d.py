@@ -5,12 +5,12 @@ from pathlib import Path
 from maml_rl import Config
 from maml_rl.cli import run_experiment
 
+CONFIG = Config(
+    env_id="maml_rl/Navigation2D-v0",
+    run_dir=Path("runs/navigation_2d"),
+    iterations=60,
+    inner_lr=0.5,
+)
+
 if __name__ == "__main__":
-    run_experiment(
-        Config(
-            env_id="maml_rl/Navigation2D-v0",
-            run_dir=Path("runs/navigation_2d"),
-            iterations=60,
-            inner_lr=0.5,
-        )
-    )
+    run_experiment(CONFIG)

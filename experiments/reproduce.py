@@ -1,0 +1,118 @@
+"""Trains what the tables in README.md show: `python experiments/reproduce.py --families ant_dir --methods maml`.
+
+What is not there yet is trained, what was stopped goes on. Beside what `train` writes, each run folder gets a
+training.json: the command, the commit, the cores, environment steps and seconds it took, and its learning curve.
+"""
+
+import dataclasses
+import os
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import ant_dir
+import ant_vel
+import half_cheetah_dir
+import half_cheetah_vel
+import navigation_2d
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maml_rl import Config, train
+from maml_rl.cli import run
+from maml_rl.runs import load_config, write_json
+
+BASES = {
+    "navigation_2d": navigation_2d.CONFIG,
+    "half_cheetah_vel": half_cheetah_vel.CONFIG,
+    "half_cheetah_dir": half_cheetah_dir.CONFIG,
+    "ant_vel": ant_vel.CONFIG,
+    "ant_dir": ant_dir.CONFIG,
+}
+PRETRAIN = {"num_steps": 0}
+ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
+# Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
+METHODS: dict[str, dict[str, dict[str, object]]] = {
+    "navigation_2d": {
+        "maml": {},
+        "maml_lvc": {"estimator": "lvc"},
+        "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
+        "e_maml": {"e_maml": 1 / 20},  # 1/K
+        "fomaml": {"first_order": True},
+        "meta_sgd": {"learn_lr": "parameter"},
+        "anil": {"adapt_only": "head"},
+        "pretrain": PRETRAIN,
+        "oracle": ORACLE,
+        # As many environment steps in training as the others have, in more and smaller iterations.
+        "rl2": {
+            "rl2_episodes": 2,
+            "num_steps": 0,
+            "outer": "ppo",
+            "outer_lr": 0.002,
+            "ppo_epochs": 10,
+            "hidden_sizes": (64,),
+            "num_tasks": 40,
+            "num_rollouts": 4,
+            "iterations": 150,
+            "eval_num_steps": 60,
+        },
+        "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
+    },
+    **{family: {"maml": {}, "pretrain": PRETRAIN, "oracle": ORACLE} for family in list(BASES)[1:]},
+}
+
+
+def options(family: str, method: str, seed: int, root: Path) -> Config:
+    """All options of a run; evaluated at the end only, which changes nothing but how long it takes."""
+    changed = {**METHODS[family][method], "run_dir": root / family / method / f"seed{seed}", "seed": seed}
+    return dataclasses.replace(BASES[family], eval_every=0, **changed)  # type: ignore[arg-type]
+
+
+def training_record(config: Config, command: str) -> dict[str, object]:
+    """What training.json holds of a run whose events were written just now."""
+    events = EventAccumulator(str(config.run_dir))
+    events.Reload()
+    names = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/return_step_")]
+    curves = {tag.removeprefix("train/"): [round(e.value, 3) for e in events.Scalars(tag)] for tag in names}
+    at = [e.step for e in events.Scalars(names[0])] if names else []
+    spent = [e.value for part in ("collect", "update") * bool(at) for e in events.Scalars(f"time/{part}_seconds")]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
+    return {
+        "command": command,
+        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "env_steps": at[-1] if at else 0,
+        "seconds": round(sum(spent)),
+        "curves": {"env_steps": at, **curves},
+    }
+
+
+def main(
+    families: tuple[Literal[*BASES], ...] = tuple(BASES),
+    methods: tuple[Literal[*METHODS["navigation_2d"]], ...] = tuple(METHODS["navigation_2d"]),
+    seeds: tuple[int, ...] = (1, 2, 3),
+    root: Path = Path("runs/reproduce"),
+) -> None:
+    """Trains what is not there yet.
+
+    Args:
+        families: Which families.
+        methods: Which methods, of those that a family has here.
+        seeds: Which seeds.
+        root: Where the runs' folders are, one for each family, method and seed.
+    """
+    for family in families:
+        for method in [name for name in METHODS[family] if name in methods]:
+            for seed in seeds:
+                config = options(family, method, seed, root)
+                record = config.run_dir / "training.json"
+                if not record.exists() or load_config(config.run_dir) != config:
+                    train(dataclasses.replace(config, resume=True))
+                    command = (
+                        f"python experiments/reproduce.py --families {family} --methods {method} --seeds {seed}"
+                    )
+                    write_json(record, training_record(config, command))
+
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(main))
