@@ -11,8 +11,10 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/HalfCheetahDir-v0",
     run_dir=Path("runs/half_cheetah_dir"),
-    iterations=200,
-    num_tasks=40,
+    iterations=250,
+    initial_std=0.5,
+    inner_lr=0.05,
+    max_kl=0.1,
 )
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/HalfCheetahVel-v0",
     run_dir=Path("runs/half_cheetah_vel"),
-    iterations=200,
-    num_tasks=40,
+    iterations=400,
+    inner_lr=0.02,
+    max_kl=0.1,
 )
 
 if __name__ == "__main__":

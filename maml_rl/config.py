@@ -48,8 +48,6 @@ class Config:
     """Widths of the policy's hidden tanh layers."""
     initial_std: float = 1.0
     """Standard deviation of the Gaussian policy before training, in units of half the action range."""
-    min_std: float = 1e-6
-    """The smallest it becomes: more keeps exploration, and the outer steps that depend on it, wide to the end."""
     observe_task: bool = False
     """Append the task to the observation: with num_steps 0, the oracle, which need not adapt."""
     context_size: int = 0
@@ -141,7 +139,7 @@ class Config:
         for name, least in at_least.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        for name in ("inner_lr", "initial_std", "min_std", "outer_lr", "ppo_clip", "max_kl", "worker_timeout"):
+        for name in ("inner_lr", "initial_std", "outer_lr", "ppo_clip", "max_kl", "worker_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be a positive number.")
         if self.outer_lr > 1e6:  # beyond what single precision can carry through an optimiser
@@ -152,11 +150,6 @@ class Config:
         for name in ("cg_damping", "e_maml", "kl_penalty", "log_std_lr"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}, but must be 0 or a positive number.")
-        if self.min_std > self.initial_std:
-            raise UserError(
-                f"min_std is {self.min_std} and initial_std {self.initial_std}, but it must not be larger; raise "
-                "initial_std, or lower min_std."
-            )
         if any(size < 1 for size in self.hidden_sizes):
             raise UserError(f"hidden_sizes is {self.hidden_sizes}, but every layer needs at least 1 unit.")
         if not self.eval_lr_factors or not all(0 <= factor < float("inf") for factor in self.eval_lr_factors):

@@ -16,8 +16,8 @@ from torch.func import vjp, vmap
 
 from .adaptation import inner_update, policy_gradient_loss
 from .config import Config
-from .distributions import Distribution
-from .policies import LOG_STD, CategoricalHead, GaussianHead, as_made, tanh, unflatten
+from .distributions import Categorical, Distribution
+from .policies import LOG_STD, as_made, normal, tanh, unflatten
 from .rollouts import Rollouts
 
 # Weight (m, out, in) and bias (m, out) of each linear layer, for m tasks; or tangents or cotangents of them.
@@ -69,7 +69,7 @@ def linearise(
         steps.append((step_push, step_pull))
     layers, log_std = split(policy, thetas)
     passed = forward(layers, query.observations.flatten(1, 2))
-    policies, head_push, head_pull = linear_maps(head(policy), passed.output, *log_std)
+    policies, head_push, head_pull = linear_maps(distribution, passed.output, *log_std)
 
     def push(tangent: Tensor) -> Distribution:
         tangents = tangent.expand(num_tasks, -1)
@@ -100,7 +100,7 @@ def inner_step(
     passed = forward(layers, support.observations.flatten(1, 2))
 
     def loss(support: Rollouts, *at: Tensor) -> Tensor:
-        return policy_gradient_loss(head(policy)(*at), support, config)
+        return policy_gradient_loss(distribution(*at), support, config)
 
     at = [x.clone().requires_grad_() for x in (passed.output, *log_std)]
     slopes = torch.autograd.grad(vmap(loss)(support, *at).sum(), at, create_graph=not config.first_order)
@@ -142,11 +142,9 @@ def linear_maps(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable[..., 
     return value, lambda *tangents: transposed(tangents)[0], pull
 
 
-def head(policy: nn.Module) -> Callable[..., Distribution]:
+def distribution(output: Tensor, *log_std: Tensor) -> Distribution:
     """What the head makes of the network's output (..., N, A), and of log σ (..., A) where it has one."""
-    head = policy.get_submodule("head")
-    assert isinstance(head, GaussianHead | CategoricalHead)
-    return head.distribution
+    return normal(output, *log_std) if log_std else Categorical(output)
 
 
 def split(policy: nn.Module, thetas: Tensor) -> tuple[Layers, list[Tensor]]:

@@ -21,6 +21,10 @@ from .distributions import Categorical, Distribution, Normal
 from .errors import UserError
 from .recurrent import GRUPolicy
 
+# exp(-13.8) = 1e-6: below it, log-probabilities of float32 actions mean nothing.
+MIN_LOG_STD = -13.8
+
+
 # The name of the parameters that α is multiplied by the exponentials of, where it is learned.
 LOG_LR_FACTORS = "log_lr_factors"
 # The name of log σ in a policy under a ready-made head.
@@ -36,28 +40,21 @@ class Linear(nn.Linear):
 
 
 class GaussianHead(nn.Module):
-    """A linear layer for the mean, and a standard deviation that does not depend on the state.
+    """A linear layer for the mean, and a standard deviation that does not depend on the state."""
 
-    Args:
-        num_features: F, numbers that it is given.
-        num_actions: A, numbers that it draws.
-        std: The first standard deviation.
-        min_std: The smallest one: where log σ is below its logarithm, it is that, and has no derivative.
-    """
-
-    def __init__(self, num_features: int, num_actions: int, std: float, min_std: float = 1e-6):
+    def __init__(self, num_features: int, num_actions: int, std: float):
         super().__init__()
-        self.min_log_std = math.log(min_std)
         self.mean = nn.utils.skip_init(Linear, num_features, num_actions)
         self.log_std = nn.Parameter(torch.full((num_actions,), math.log(std)))
 
     def forward(self, features: Tensor) -> Normal:
         """The distribution of actions (..., N, A) for features (..., N, F)."""
-        return self.distribution(self.mean(features), self.log_std)
+        return normal(self.mean(features), self.log_std)
 
-    def distribution(self, mean: Tensor, log_std: Tensor) -> Normal:
-        """Normal distributions of mean (..., N, A) with the same log σ (..., A) everywhere."""
-        return Normal(mean, log_std.clamp(min=self.min_log_std).unsqueeze(-2).expand_as(mean))
+
+def normal(mean: Tensor, log_std: Tensor) -> Normal:
+    """Normal distributions of mean (..., N, A) with the same log σ (..., A) everywhere."""
+    return Normal(mean, log_std.clamp(min=MIN_LOG_STD).unsqueeze(-2).expand_as(mean))
 
 
 class CategoricalHead(nn.Module):
@@ -69,11 +66,7 @@ class CategoricalHead(nn.Module):
 
     def forward(self, features: Tensor) -> Categorical:
         """The distribution of actions (..., N) for features (..., N, F)."""
-        return self.distribution(self.logits(features))
-
-    def distribution(self, logits: Tensor) -> Categorical:
-        """The categorical distributions of logits (..., N, A)."""
-        return Categorical(logits)
+        return Categorical(self.logits(features))
 
 
 class MLP(nn.Module):
@@ -219,7 +212,7 @@ def make_policy(
         head = CategoricalHead(width, num_actions)
     elif isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
         num_actions = action_space.shape[0]
-        head = GaussianHead(width, num_actions, config.initial_std, config.min_std)
+        head = GaussianHead(width, num_actions, config.initial_std)
     else:
         raise UserError(
             f"There is no ready-made policy for the action space {action_space}, only for a one-dimensional Box "

@@ -69,13 +69,9 @@ def test_a_step_size_of_its_own_for_the_standard_deviation():
 def test_a_standard_deviation_at_its_bound_does_not_move():
     config = Config(chunk_tasks=3)
     policy, _ = policies("normal", (4,), config)
-    policy.head = GaussianHead(4, A, 0.7, min_std=0.5)
-    initialise(policy, torch.Generator().manual_seed(0))
-    theta, (query,) = problem(policy.double(), 0)
-    unflatten(policy, theta)["head.log_std"].fill_(-1.0)  # a view
-    assert perceptron.covers(policy)
+    theta, (query,) = problem(policy, 0)
+    unflatten(policy, theta)["head.log_std"].fill_(-20.0)  # a view
     (chunk,) = trust_region.linearise_chunks(policy, theta, (), query, config)
-    torch.testing.assert_close(chunk.outputs.log_std.exp(), torch.full_like(chunk.outputs.log_std, 0.5))
     pulled = unflatten(policy, chunk.vjp(tree_map(torch.ones_like, chunk.outputs)))
     assert not pulled["head.log_std"].any()
     assert pulled["head.mean.bias"].all()
