@@ -11,7 +11,7 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/HalfCheetahDir-v0",
     run_dir=Path("runs/half_cheetah_dir"),
-    iterations=250,
+    iterations=150,
     initial_std=0.5,
     inner_lr=0.05,
     max_kl=0.1,

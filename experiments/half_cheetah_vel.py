@@ -11,8 +11,8 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/HalfCheetahVel-v0",
     run_dir=Path("runs/half_cheetah_vel"),
-    iterations=400,
-    inner_lr=0.02,
+    iterations=250,
+    inner_lr=0.01,
     max_kl=0.1,
 )
 
