@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from reproduce import BASES, METHODS
 
-from maml_rl import Config
+from maml_rl import Config, published
 from maml_rl.cli import run
 from maml_rl.comparison import by_method, comparison_figure, comparison_table, label, load_runs
 from maml_rl.evaluation import held_out_rollouts
@@ -30,49 +30,87 @@ _FRAMES = 5
 
 
 def runs_of(family: str, root: Path = RESULTS) -> list[Path]:
-    """The folders of a family's runs, in the order of its methods."""
-    return [
-        path.parent for m in METHODS[family] for path in sorted((root / family / m).glob("seed*/training.json"))
-    ]
+    """The folders of a family's finished runs, in the order of its methods."""
+    found = [sorted((root / family / method).glob("seed*/evaluation.json")) for method in METHODS[family]]
+    return [path.parent for of_method in found for path in of_method]
+
+
+def records_of(folders: list[Path]) -> dict[Path, dict[str, Any]]:
+    """The training.json of each run that has one."""
+    paths = {folder: folder / "training.json" for folder in folders}
+    return {folder: json.loads(path.read_text()) for folder, path in paths.items() if path.exists()}
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    """A table, its head first."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def summary_table(root: Path = RESULTS) -> str:
+    """Markdown: MAML beside its yardsticks after one step in each family, means over tasks and seeds."""
+    rows = [["family", "untrained", "pre-training", "MAML", "oracle", "score after 1, 2 steps", "as published"]]
+    for family, base in BASES.items():
+        folders = runs_of(family, root)
+        if folders:
+            methods = by_method(load_runs(folders))
+            mean = {name: np.concatenate(curves.returns).mean(0) for name, curves in methods.items()}
+            ours = published.score(mean["maml"], mean["random"][: len(mean["maml"])], mean["oracle"][0])
+            paper = {name: np.array(returns) for name, returns in published.RETURNS[base.env_id].items()}
+            theirs = published.score(paper["maml"], paper["random"], paper["oracle"][0])
+            after = [mean[name][min(1, len(mean[name]) - 1)] for name in ("random", "pretrain", "maml", "oracle")]
+            scores = [f"{score[1]:.2f}, {score[2]:.2f}" for score in (ours, theirs)]
+            rows.append([f"`{base.env_id.removeprefix('maml_rl/')}`", *(f"{x:.1f}" for x in after), *scores])
+    return as_markdown(rows)
 
 
 def how_table(folders: list[Path]) -> str:
     """Markdown: what each method's runs were trained with and what it took, a row for each method."""
-    rows = [["method", "options", "iterations", "env steps", "minutes", "cores", "commit", "command"]]
-    rows.append(["---"] * len(rows[0]))
-    groups: dict[Path, list[Path]] = {}
-    for folder in folders:
-        groups.setdefault(folder.parent, []).append(folder)
+    rows = [["method", "options", "iterations", "env steps", "minutes of each seed", "cores", "commit", "command"]]
+    groups: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
+    for folder, record in records_of(folders).items():
+        groups.setdefault(folder.parent, []).append((folder, record))
     for group in groups.values():
-        config = load_config(group[0])
-        records = [json.loads((folder / "training.json").read_text()) for folder in group]
-        options = " ".join(
-            f"--{field.name.replace('_', '-')} {_as_argument(getattr(config, field.name))}".strip()
-            for field in dataclasses.fields(Config)
-            if field.name not in _NOT_SHOWN and getattr(config, field.name) != field.default
-        )
-        command = records[0]["command"].rsplit(" --seeds", 1)[0]
+        config, records = load_config(group[0][0]), [record for _, record in group]
         rows.append(
             [
                 label(config),
-                f"`{options}`" if options else "",
+                f"`{options_of(config)}`",
                 str(config.iterations),
                 f"{np.mean([record['env_steps'] for record in records]) / 1e6:.1f} M",
                 ", ".join(f"{record['seconds'] / 60:.1f}" for record in records),
-                ", ".join(sorted({str(record["cores"]) for record in records})),
+                ", ".join(dict.fromkeys(str(record["cores"]) for record in records)),
                 ", ".join(dict.fromkeys(record["commit"] for record in records)),
-                f"`{command}`",
+                f"`{records[0]['command'].rsplit(' --seeds', 1)[0]}`",
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return as_markdown(rows)
 
 
-def _as_argument(value: object) -> str:
-    if isinstance(value, bool):
-        return ""
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def options_of(config: Config) -> str:
+    """The options of a run that are not the defaults of `Config`, as on the command line."""
+    defaults, words = dataclasses.asdict(Config()), []
+    for name, value in dataclasses.asdict(config).items():
+        if name not in _NOT_SHOWN and value != defaults[name]:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
+
+
+def tuning_table(family: str) -> str:
+    """Markdown: single runs that settings were chosen by, with returns after a step on their training tasks."""
+    rows = [["options", "iterations 31 to 40", "its last 10", "of"]]
+    for trial in json.loads((RESULTS / family / "tuning.json").read_text()):
+        returns = trial["return_step_1"]
+        options = f"`{trial['options']}`" if trial["options"] else "as by default"
+        rows.append(
+            [
+                options + (f"; {trial['note']}" if trial["note"] else ""),
+                f"{np.mean(returns[30:40]):.1f}",
+                f"{np.mean(returns[-10:]):.1f}",
+                str(len(returns)),
+            ]
+        )
+    return as_markdown(rows)
 
 
 def learning_figure(env_id: str, folders: list[Path]) -> Figure:
@@ -82,18 +120,15 @@ def learning_figure(env_id: str, folders: list[Path]) -> Figure:
         title=env_id, xlabel="environment steps in training", ylabel="return on training tasks"
     )
     colours: dict[str, str] = {}
-    for folder in folders:
-        record: dict[str, Any] = json.loads((folder / "training.json").read_text())
-        curves = record["curves"]
+    for folder, record in records_of(folders).items():
+        curves, method = record["curves"], label(load_config(folder))
         names = sorted(name for name in curves if name.startswith("return_step_"))
-        if not names:
-            continue
-        method = label(load_config(folder))
-        title = None if method in colours else method
-        colour = colours.setdefault(method, f"C{len(colours) % 10}")
-        for name, style, alpha in ((names[0], ":", 0.5), (names[-1], "-", 0.9))[-len(names) :]:
-            axes.plot(curves["env_steps"], curves[name], style, color=colour, alpha=alpha, linewidth=1)
-        axes.plot([], [], color=colour, label=title)
+        if names:
+            title = None if method in colours else method
+            colour = colours.setdefault(method, f"C{len(colours) % 10}")
+            axes.plot(curves["env_steps"], curves[names[-1]], color=colour, linewidth=1, label=title)
+            if len(names) > 1:
+                axes.plot(curves["env_steps"], curves[names[0]], ":", color=colour, linewidth=1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", title="after inner steps (dotted: before)", title_fontsize="small")
     return figure
@@ -114,14 +149,17 @@ def draw(family: str, folders: list[Path], root: Path) -> None:
     methods = by_method(load_runs(folders))
     write_figure(root / family / "adaptation.png", comparison_figure(env_id, methods))
     write_figure(root / family / "learning.png", learning_figure(env_id, folders))
-    for folder in [folder for folder in folders if (folder / "checkpoint.pt").exists()][:1]:
-        config, policy, state = load_run(folder)
-        env, tasks, held_out = held_out_rollouts(policy, state.theta, config)
-        figure = rollouts_figure(env, tasks, list(held_out)) if hasattr(env, "plot_rollouts") else None
-        if figure is not None:
-            write_figure(root / family / "rollouts.png", figure)
-        else:
-            Image.fromarray(strip(folder)).quantize(128).save(root / family / "strip.png", optimize=True)
+    folder = root / family / "maml" / "seed1"
+    if not (folder / "checkpoint.pt").exists():
+        return
+    config, policy, state = load_run(folder)
+    env, tasks, held_out = held_out_rollouts(policy, state.theta, config)
+    if hasattr(env, "plot_rollouts"):
+        figure = rollouts_figure(env, tasks, list(held_out))
+        assert figure is not None
+        write_figure(root / family / "rollouts.png", figure)
+    else:
+        Image.fromarray(strip(folder)).quantize(128).save(root / family / "strip.png", optimize=True)
 
 
 def main(root: Path = RESULTS, pictures: bool = True) -> None:
@@ -131,6 +169,7 @@ def main(root: Path = RESULTS, pictures: bool = True) -> None:
         root: The folder that `reproduce.py` trained into.
         pictures: Whether to draw.
     """
+    print(f"{summary_table(root)}\n")
     for family in BASES:
         folders = runs_of(family, root)
         if folders:
@@ -138,6 +177,8 @@ def main(root: Path = RESULTS, pictures: bool = True) -> None:
             print(f"{family}\n\n{comparison_table(BASES[family].env_id, methods)}\n\n{how_table(folders)}\n")
             if pictures:
                 draw(family, folders, root)
+        if (RESULTS / family / "tuning.json").exists():
+            print(f"{tuning_table(family)}\n")
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
     **{
         family: {
             "maml": {},
-            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200},
-            "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
+            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 100},
+            "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 150},
         }
         for family in list(BASES)[1:]
     },
@@ -76,7 +76,13 @@ def options(family: str, method: str, seed: int, root: Path) -> Config:
     return dataclasses.replace(BASES[family], eval_every=0, **changed)  # type: ignore[arg-type]
 
 
-def training_record(config: Config, command: str) -> dict[str, object]:
+def commit() -> str:
+    """The commit of this checkout; with "-dirty" behind it where files were changed since."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def training_record(config: Config, command: str, trained_by: str) -> dict[str, object]:
     """What training.json holds of a run whose events were written just now."""
     events = EventAccumulator(str(config.run_dir))
     events.Reload()
@@ -84,10 +90,9 @@ def training_record(config: Config, command: str) -> dict[str, object]:
     curves = {tag.removeprefix("train/"): [round(e.value, 3) for e in events.Scalars(tag)] for tag in names}
     at = [e.step for e in events.Scalars(names[0])] if names else []
     spent = [e.value for part in ("collect", "update") * bool(at) for e in events.Scalars(f"time/{part}_seconds")]
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
     return {
         "command": command,
-        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": trained_by,
         "cores": len(os.sched_getaffinity(0)),
         "env_steps": at[-1] if at else 0,
         "seconds": round(sum(spent)),
@@ -115,11 +120,12 @@ def main(
                 config = options(family, method, seed, root)
                 record = config.run_dir / "training.json"
                 if not record.exists() or load_config(config.run_dir) != config:
+                    trained_by = commit()
                     train(dataclasses.replace(config, resume=True))
                     command = (
                         f"python experiments/reproduce.py --families {family} --methods {method} --seeds {seed}"
                     )
-                    write_json(record, training_record(config, command))
+                    write_json(record, training_record(config, command, trained_by))
 
 
 if __name__ == "__main__":

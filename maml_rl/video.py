@@ -46,7 +46,7 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
     last = len(batches) - 1
     columns = [
         _column(config, tasks[:num_tasks], batches[k], k, title)
-        for k, title in ((0, "before adaptation"), (last, f"after {last} steps"))
+        for k, title in ((0, "before adaptation"), (last, f"after {last} step{'s' * (last != 1)}"))
     ]
     env_fps = env.metadata["render_fps"]
     length = max(len(frames) for column in columns for frames in column)
