@@ -13,6 +13,7 @@ CONFIG = Config(
     run_dir=Path("runs/half_cheetah_vel"),
     iterations=250,
     inner_lr=0.01,
+    normalise_advantages=False,
     max_kl=0.1,
 )
 

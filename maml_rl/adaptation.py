@@ -203,7 +203,7 @@ def rollouts_through_adaptation(
     for k, phase in enumerate(phases):
         rollouts = collect(env, policy, thetas.cpu(), tasks, phase, config.observe_task, memory)
         _require_sound(rollouts, config.max_failed_share)
-        rollouts = with_advantages(rollouts, config.discount, config.gae_lambda)
+        rollouts = with_advantages(rollouts, config.discount, config.gae_lambda, config.normalise_advantages)
         rollouts = tree_map(lambda x: x.to(theta.device), rollouts)
         yield rollouts
         if k < len(lr_factors) and memory is None:

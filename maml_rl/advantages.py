@@ -62,7 +62,7 @@ def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float
     return (weighted @ coefficients).squeeze(-1).unflatten(1, mask.shape[1:])
 
 
-def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> Rollouts:
+def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float, scaled: bool = True) -> Rollouts:
     """Fills in generalised advantages, normalised to mean 0 and standard deviation 1 over a task's steps.
 
     δ_t = r_t + γ V_{t+1} - V_t and Â_t = δ_t + γ λ Â_{t+1} (Schulman et al., arXiv:1506.02438, equations
@@ -72,6 +72,7 @@ def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> R
         rollouts: (M, K, H, ...).
         discount: γ.
         gae_lambda: λ.
+        scaled: Whether to divide by the standard deviation, or only to subtract the mean.
 
     Returns:
         The same rollouts with their advantages.
@@ -82,13 +83,13 @@ def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> R
     values = fit_values(rollouts.observations, returns, mask)
     next_values = torch.nn.functional.pad(values[..., 1:], (0, 1))
     advantages = discounted_sums(rewards + discount * next_values - values, discount * gae_lambda)
-    advantages, scale = normalise(advantages, mask)
+    advantages, scale = normalise(advantages, mask, scaled)
     dtype = rollouts.rewards.dtype
     return rollouts._replace(advantages=advantages.to(dtype), advantage_scale=scale.to(dtype))
 
 
-def normalise(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Shifts and scales each task's valid entries (M, K, H) to mean 0 and standard deviation 1.
+def normalise(x: Tensor, mask: Tensor, scaled: bool = True) -> tuple[Tensor, Tensor]:
+    """Shifts and, if asked, scales each task's valid entries (M, K, H) to mean 0 and standard deviation 1.
 
     Returns:
         The result, (M, K, H), 0 where masked, and what was divided by, (M,).
@@ -96,5 +97,5 @@ def normalise(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     count = mask.sum((1, 2), keepdim=True)
     centred = (x - (x * mask).sum((1, 2), keepdim=True) / count) * mask
     std = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    scale = std + 1e-8  # entries that are all equal stay 0
+    scale = std + 1e-8 if scaled else torch.ones_like(std)  # entries that are all equal stay 0
     return centred / scale, scale.flatten()

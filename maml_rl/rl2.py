@@ -41,7 +41,7 @@ def rl2_step(
     policy: nn.Module, theta: Tensor, memory: dict[str, Any], batches: Sequence[Rollouts], config: Config
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
     """PPO on whole trials: the return of all episodes together, through the memory; see `outer.OuterStep`."""
-    trials = with_advantages(as_trials(batches), config.discount, config.gae_lambda)
+    trials = with_advantages(as_trials(batches), config.discount, config.gae_lambda, config.normalise_advantages)
     shape = trials.mask.shape
 
     def objective(theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,9 @@ def test_today_s_script_asks_for_what_was_run(folder):
     now = reproduce.options(family, method, int(seed.removeprefix("seed")), report.RESULTS)
     assert load_config(folder) == now
     record = json.loads((folder / "training.json").read_text())
-    assert record["command"].endswith(f"--families {family} --methods {method} --seeds {seed.removeprefix('seed')}")
+    assert record["command"].endswith(
+        f"--families {family} --methods {method} --seeds {seed.removeprefix('seed')}"
+    )
     assert not record["commit"].endswith("-dirty")
     if now.iterations:
         assert len(record["curves"]["env_steps"]) == now.iterations
