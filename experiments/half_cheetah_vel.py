@@ -12,7 +12,7 @@ CONFIG = Config(
     env_id="maml_rl/HalfCheetahVel-v0",
     run_dir=Path("runs/half_cheetah_vel"),
     iterations=250,
-    inner_lr=0.01,
+    inner_lr=0.003,
     normalise_advantages=False,
     max_kl=0.1,
 )

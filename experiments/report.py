@@ -91,8 +91,8 @@ def options_of(config: Config) -> str:
     defaults, words = dataclasses.asdict(Config()), []
     for name, value in dataclasses.asdict(config).items():
         if name not in _NOT_SHOWN and value != defaults[name]:
-            values = value if isinstance(value, tuple) else () if value is True else (value,)
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+            values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
+            words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *map(str, values)]
     return " ".join(words)
 
 

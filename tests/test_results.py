@@ -9,7 +9,6 @@ import reproduce
 from conftest import ROOT
 
 from maml_rl import evaluate
-from maml_rl.cli import table
 from maml_rl.comparison import by_method, comparison_table, load_runs
 from maml_rl.runs import load_config
 
@@ -61,9 +60,3 @@ def test_committed_parameters_still_do_what_was_written_down(folder):
 def test_maml_is_above_pretraining_after_one_step(family):
     methods = by_method(load_runs(report.runs_of(family)))
     assert methods["maml"].interval[1, 0] > methods["pretrain"].interval[1, 1]
-
-
-def test_readme_shows_what_make_train_prints():
-    results = json.loads((report.RESULTS / "navigation_2d/maml/seed1/evaluation.json").read_text())
-    for line in table(results).splitlines():
-        assert line.rstrip() in (ROOT / "README.md").read_text()
