@@ -11,8 +11,9 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/HalfCheetahVel-v0",
     run_dir=Path("runs/half_cheetah_vel"),
-    iterations=250,
-    inner_lr=0.003,
+    iterations=200,
+    initial_std=0.5,
+    inner_lr=0.01,
     normalise_advantages=False,
     max_kl=0.1,
 )
