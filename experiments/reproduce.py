@@ -63,7 +63,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         family: {
             "maml": {},
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 100},
-            "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 150},
+            "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
         for family in list(BASES)[1:]
     },
