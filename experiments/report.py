@@ -14,10 +14,11 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 from reproduce import BASES, METHODS
+from torch import nn
 
 from maml_rl import Config, published
 from maml_rl.cli import run
-from maml_rl.comparison import by_method, comparison_figure, comparison_table, label, load_runs
+from maml_rl.comparison import Curves, by_method, comparison_figure, comparison_table, label, load_runs
 from maml_rl.evaluation import held_out_rollouts
 from maml_rl.plots import rollouts_figure, write_figure
 from maml_rl.runs import load_config, load_run
@@ -51,13 +52,16 @@ def summary_table(root: Path = RESULTS) -> str:
     rows = [["family", "untrained", "pre-training", "MAML", "oracle", "score after 1, 2 steps", "as published"]]
     for family, base in BASES.items():
         folders = runs_of(family, root)
-        if folders:
-            methods = by_method(load_runs(folders))
-            mean = {name: np.concatenate(curves.returns).mean(0) for name, curves in methods.items()}
+        mean = {
+            name: np.concatenate(curves.returns).mean(0)
+            for name, curves in (by_method(load_runs(folders)) if folders else {}).items()
+        }
+        yardsticks = ("random", "pretrain", "maml", "oracle")
+        if mean.keys() >= set(yardsticks):
+            after = [mean[name][min(1, len(mean[name]) - 1)] for name in yardsticks]
             ours = published.score(mean["maml"], mean["random"][: len(mean["maml"])], mean["oracle"][0])
             paper = {name: np.array(returns) for name, returns in published.RETURNS[base.env_id].items()}
             theirs = published.score(paper["maml"], paper["random"], paper["oracle"][0])
-            after = [mean[name][min(1, len(mean[name]) - 1)] for name in ("random", "pretrain", "maml", "oracle")]
             scores = [f"{score[1]:.2f}, {score[2]:.2f}" for score in (ours, theirs)]
             rows.append([f"`{base.env_id.removeprefix('maml_rl/')}`", *(f"{x:.1f}" for x in after), *scores])
     return as_markdown(rows)
@@ -69,7 +73,8 @@ def how_table(folders: list[Path]) -> str:
     groups: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
     for folder, record in records_of(folders).items():
         groups.setdefault(folder.parent, []).append((folder, record))
-    for group in groups.values():
+    for folder, group in groups.items():
+        family, method = folder.parts[-2:]
         config, records = load_config(group[0][0]), [record for _, record in group]
         rows.append(
             [
@@ -80,7 +85,7 @@ def how_table(folders: list[Path]) -> str:
                 ", ".join(f"{record['seconds'] / 60:.1f}" for record in records),
                 ", ".join(dict.fromkeys(str(record["cores"]) for record in records)),
                 ", ".join(dict.fromkeys(record["commit"] for record in records)),
-                f"`{records[0]['command'].rsplit(' --seeds', 1)[0]}`",
+                f"`python experiments/reproduce.py --families {family} --methods {method}`",
             ]
         )
     return as_markdown(rows)
@@ -114,7 +119,7 @@ def tuning_table(family: str) -> str:
 
 
 def learning_figure(env_id: str, folders: list[Path]) -> Figure:
-    """Returns on training tasks against environment steps: before adaptation dashed, after the last step solid."""
+    """Returns on training tasks against environment steps: before adaptation dotted, after the last step solid."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(
         title=env_id, xlabel="environment steps in training", ylabel="return on training tasks"
@@ -134,32 +139,27 @@ def learning_figure(env_id: str, folders: list[Path]) -> Figure:
     return figure
 
 
-def strip(folder: Path) -> np.ndarray:
+def strip(config: Config, policy: nn.Module) -> np.ndarray:
     """A few moments of the first held-out task, time to the right: above before adaptation, below after it."""
-    config, policy, _ = load_run(folder)
     frames, _ = adaptation_video(policy, dataclasses.replace(config, eval_num_steps=1), num_tasks=1)
     chosen = frames[np.linspace(0, len(frames) - 1, _FRAMES).astype(int)]
     before, after = np.split(chosen, 2, axis=2)
     return np.concatenate([np.concatenate(list(row), axis=1) for row in (before, after)], axis=0)
 
 
-def draw(family: str, folders: list[Path], root: Path) -> None:
+def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]) -> None:
     """All pictures of a family."""
-    env_id = BASES[family].env_id
-    methods = by_method(load_runs(folders))
-    write_figure(root / family / "adaptation.png", comparison_figure(env_id, methods))
-    write_figure(root / family / "learning.png", learning_figure(env_id, folders))
-    folder = root / family / "maml" / "seed1"
-    if not (folder / "checkpoint.pt").exists():
+    write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
+    write_figure(folder / "learning.png", learning_figure(env_id, runs))
+    if not (folder / "maml/seed1/checkpoint.pt").exists():
         return
-    config, policy, state = load_run(folder)
+    config, policy, state = load_run(folder / "maml" / "seed1")
     env, tasks, held_out = held_out_rollouts(policy, state.theta, config)
-    if hasattr(env, "plot_rollouts"):
-        figure = rollouts_figure(env, tasks, list(held_out))
-        assert figure is not None
-        write_figure(root / family / "rollouts.png", figure)
+    figure = rollouts_figure(env, tasks, list(held_out))
+    if figure is None:  # the family cannot draw its rollouts, but films them
+        Image.fromarray(strip(config, policy)).quantize(128).save(folder / "strip.png", optimize=True)
     else:
-        Image.fromarray(strip(folder)).quantize(128).save(root / family / "strip.png", optimize=True)
+        write_figure(folder / "rollouts.png", figure)
 
 
 def main(root: Path = RESULTS, pictures: bool = True) -> None:
@@ -170,13 +170,13 @@ def main(root: Path = RESULTS, pictures: bool = True) -> None:
         pictures: Whether to draw.
     """
     print(f"{summary_table(root)}\n")
-    for family in BASES:
-        folders = runs_of(family, root)
-        if folders:
-            methods = by_method(load_runs(folders))
-            print(f"{family}\n\n{comparison_table(BASES[family].env_id, methods)}\n\n{how_table(folders)}\n")
+    for family, base in BASES.items():
+        runs = runs_of(family, root)
+        if runs:
+            methods = by_method(load_runs(runs))
+            print(f"{family}\n\n{comparison_table(base.env_id, methods)}\n\n{how_table(runs)}\n")
             if pictures:
-                draw(family, folders, root)
+                draw(root / family, base.env_id, methods, runs)
         if (RESULTS / family / "tuning.json").exists():
             print(f"{tuning_table(family)}\n")
 

@@ -1,11 +1,10 @@
 """Trains what the tables in README.md show: `python experiments/reproduce.py --families ant_dir --methods maml`.
 
 What is not there yet is trained, what was stopped goes on. Beside what `train` writes, each run folder gets a
-training.json: the command, the commit, the cores, environment steps and seconds it took, and its learning curve.
+training.json: the commit, what it took, and its learning curve.
 """
 
 import dataclasses
-import os
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -16,9 +15,10 @@ import half_cheetah_dir
 import half_cheetah_vel
 import navigation_2d
 import tyro
+from maml_rl.envs import num_cores
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maml_rl import Config, train
+from maml_rl import Config, UserError, train
 from maml_rl.cli import run
 from maml_rl.runs import load_config, write_json
 
@@ -77,13 +77,28 @@ def options(family: str, method: str, seed: int, root: Path) -> Config:
 
 
 def commit() -> str:
-    """The commit of this checkout; with "-dirty" behind it where files were changed since."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    """The commit of this checkout, with "-dirty" behind it where code was changed since.
+
+    Raises:
+        UserError: If this is no checkout.
+    """
+    here = Path(__file__).parent
+    code = ["--", "../maml_rl", "../envs", ":(glob)*.py"]
+    try:
+        outputs = [
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short=9", "HEAD"], ["status", "--porcelain", "-uno", *code])
+        ]
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            "The commit cannot be read, which every run is to be recorded with; install git, and run this in a "
+            "clone; or run the family's own script."
+        ) from error
+    return outputs[0] + "-dirty" * bool(outputs[1])
 
 
-def training_record(config: Config, command: str, trained_by: str) -> dict[str, object]:
-    """What training.json holds of a run whose events were written just now."""
+def training_record(config: Config, trained_by: str) -> dict[str, object]:
+    """What training.json holds of a run: its last commit, cores it might use, what it took, its learning curve."""
     events = EventAccumulator(str(config.run_dir))
     events.Reload()
     names = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/return_step_")]
@@ -91,9 +106,8 @@ def training_record(config: Config, command: str, trained_by: str) -> dict[str, 
     at = [e.step for e in events.Scalars(names[0])] if names else []
     spent = [e.value for part in ("collect", "update") * bool(at) for e in events.Scalars(f"time/{part}_seconds")]
     return {
-        "command": command,
         "commit": trained_by,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "env_steps": at[-1] if at else 0,
         "seconds": round(sum(spent)),
         "curves": {"env_steps": at, **curves},
@@ -106,7 +120,7 @@ def main(
     seeds: tuple[int, ...] = (1, 2, 3),
     root: Path = Path("runs/reproduce"),
 ) -> None:
-    """Trains what is not there yet.
+    """Trains what is not there yet, and goes on with what was stopped or is to have more iterations.
 
     Args:
         families: Which families.
@@ -114,18 +128,18 @@ def main(
         seeds: Which seeds.
         root: Where the runs' folders are, one for each family, method and seed.
     """
-    for family in families:
-        for method in [name for name in METHODS[family] if name in methods]:
-            for seed in seeds:
-                config = options(family, method, seed, root)
-                record = config.run_dir / "training.json"
-                if not record.exists() or load_config(config.run_dir) != config:
-                    trained_by = commit()
-                    train(dataclasses.replace(config, resume=True))
-                    command = (
-                        f"python experiments/reproduce.py --families {family} --methods {method} --seeds {seed}"
-                    )
-                    write_json(record, training_record(config, command, trained_by))
+    trained_by = commit()
+    chosen = [(family, method) for family in families for method in METHODS[family] if method in methods]
+    if not chosen:
+        raise UserError(f"{', '.join(families)} has only the methods {', '.join(METHODS[families[0]])}.")
+    for family, method in chosen:
+        for seed in seeds:
+            config = options(family, method, seed, root)
+            record = config.run_dir / "training.json"
+            if not record.exists() or load_config(config.run_dir) != config:
+                record.unlink(missing_ok=True)  # only what is finished has one
+                train(dataclasses.replace(config, resume=True))
+                write_json(record, training_record(config, trained_by))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float
 
 
 def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float, scaled: bool = True) -> Rollouts:
-    """Fills in generalised advantages, normalised to mean 0 and standard deviation 1 over a task's steps.
+    """Fills in generalised advantages, shifted to mean 0 and scaled to standard deviation 1 over a task's steps.
 
     δ_t = r_t + γ V_{t+1} - V_t and Â_t = δ_t + γ λ Â_{t+1} (Schulman et al., arXiv:1506.02438, equations
     11 and 16). The horizon is part of the task: V is 0 after the last step, however the episode ended.
@@ -72,7 +72,7 @@ def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float, scal
         rollouts: (M, K, H, ...).
         discount: γ.
         gae_lambda: λ.
-        scaled: Whether to divide by the standard deviation, or only to subtract the mean.
+        scaled: Whether to divide by the standard deviation; the mean is subtracted anyway.
 
     Returns:
         The same rollouts with their advantages.
@@ -88,7 +88,7 @@ def with_advantages(rollouts: Rollouts, discount: float, gae_lambda: float, scal
     return rollouts._replace(advantages=advantages.to(dtype), advantage_scale=scale.to(dtype))
 
 
-def normalise(x: Tensor, mask: Tensor, scaled: bool = True) -> tuple[Tensor, Tensor]:
+def normalise(x: Tensor, mask: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
     """Shifts and, if asked, scales each task's valid entries (M, K, H) to mean 0 and standard deviation 1.
 
     Returns:

@@ -229,9 +229,10 @@ def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
         else:
             axes.plot(curves.env_steps, middle, style, color=colour, marker="o", markersize=3, label=name)
             axes.fill_between(curves.env_steps, *interval.T, color=colour, alpha=0.15)
-    if env_id in published.SAME_PHYSICS:
-        paper = published.RETURNS[env_id]["maml"]
-        axes.plot(first * np.arange(len(paper)), paper, "k--", marker="x", label="MAML as published (means)")
+    if env_id in published.SAME_PHYSICS and "maml" in methods:
+        paper = published.RETURNS[env_id]["maml"][: len(methods["maml"].env_steps)]
+        steps = methods["maml"].env_steps[: len(paper)]
+        axes.plot(steps, paper, "k--", marker="x", label="MAML as published (means)")
     axes.set_xscale("symlog", linthresh=first)
     axes.set_xlim(0, max(longest * 1.05, 1.0))
     axes.grid(alpha=0.3)

@@ -44,7 +44,7 @@ class Config:
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation: 1 unbiased, less for less variance."""
     normalise_advantages: bool = True
-    """Scale each task's advantages to a standard deviation of 1; without, steps are as long as rewards tell."""
+    """Divide each task's advantages by their standard deviation; without, larger rewards count for more."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the policy's hidden tanh layers."""

@@ -72,11 +72,11 @@ def test_normalised_per_task_over_valid_steps(gae_lambda):
 
 def test_equal_numbers_normalise_to_zero():
     mask = torch.ones(1, 2, 3, dtype=torch.bool)
-    assert not normalise(torch.full((1, 2, 3), 5.0, dtype=torch.float64), mask)[0].any()
+    assert not normalise(torch.full((1, 2, 3), 5.0, dtype=torch.float64), mask, scaled=True)[0].any()
 
 
 def test_without_scaling_only_the_mean_goes():
     rollouts = random_rollouts("normal", seed=0)
-    scaled, plain = (with_advantages(rollouts, 0.9, 0.8, scaled) for scaled in (True, False))
+    scaled, plain = (with_advantages(rollouts, 0.9, 0.8, divide) for divide in (True, False))
     assert (plain.advantage_scale == 1).all()
     torch.testing.assert_close(plain.advantages, scaled.advantages * scaled.advantage_scale[:, None, None])

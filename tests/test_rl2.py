@@ -176,3 +176,18 @@ def test_what_does_not_fit_the_policy_or_is_not_there_is_refused(tmp_path, optio
 def test_a_memory_of_several_layers_is_refused():
     with pytest.raises(UserError, match="the memory of RL² is one layer; choose one number"):
         new_policy(Config(**{**RL2, "hidden_sizes": (8, 8)}))
+
+
+def test_advantages_keep_their_size_where_asked():
+    """In the rollouts, and in the trials that PPO is given: its gradient norm grows with the rewards."""
+    norms = {}
+    for normalised in (True, False):
+        config, policy, theta, batches = episodes(
+            "maml_rl/TabularMDP-v0", normalise_advantages=normalised, ppo_epochs=1
+        )
+        assert all((batch.advantage_scale == 1).all() == (not normalised) for batch in batches)
+        for factor in (1.0, 10.0):
+            scaled = [batch._replace(rewards=factor * batch.rewards) for batch in batches]
+            norms[normalised, factor] = rl2_step(policy, theta, {}, scaled, config)[2]["gradient_norm"]
+    assert norms[True, 10.0] == pytest.approx(norms[True, 1.0], rel=1e-3)
+    assert norms[False, 10.0] == pytest.approx(10 * norms[False, 1.0], rel=0.1)
