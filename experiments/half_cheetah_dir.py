@@ -11,7 +11,7 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/HalfCheetahDir-v0",
     run_dir=Path("runs/half_cheetah_dir"),
-    iterations=150,
+    iterations=300,
     initial_std=0.5,
     inner_lr=0.05,
     max_kl=0.1,
