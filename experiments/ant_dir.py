@@ -11,8 +11,9 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/AntDir-v0",
     run_dir=Path("runs/ant_dir"),
-    iterations=150,
-    initial_std=0.5,
+    iterations=200,
+    num_tasks=10,
+    initial_std=0.15,
     inner_lr=0.05,
     max_kl=0.1,
 )

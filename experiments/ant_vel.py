@@ -11,9 +11,10 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/AntVel-v0",
     run_dir=Path("runs/ant_vel"),
-    iterations=150,
-    initial_std=0.5,
-    inner_lr=0.05,
+    iterations=200,
+    num_tasks=10,
+    initial_std=0.15,
+    inner_lr=0.02,
     max_kl=0.1,
 )
 
