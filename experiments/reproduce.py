@@ -58,11 +58,11 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         },
         "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
     },
-    # Without an inner step to estimate, half as many rollouts do.
+    # Without an inner step to estimate, half as many rollouts do; ants go on learning for longer.
     **{
         family: {
             "maml": {},
-            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 100},
+            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
         for family in list(BASES)[1:]
