@@ -13,6 +13,7 @@ CONFIG = Config(
     run_dir=Path("runs/ant_goal"),
     iterations=200,
     num_tasks=40,
+    initial_std=0.15,
 )
 
 if __name__ == "__main__":

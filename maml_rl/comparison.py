@@ -236,5 +236,5 @@ def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
     axes.set_xscale("symlog", linthresh=first)
     axes.set_xlim(0, max(longest * 1.05, 1.0))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower right")
+    figure.legend(fontsize="small", loc="outside right upper")
     return figure

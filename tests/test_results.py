@@ -55,14 +55,14 @@ def test_today_s_script_asks_for_what_was_run(folder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_committed_parameters_still_do_what_was_written_down(family):
-    """Not to the digit: contacts, and other processors, change a sum's last one."""
+    """On the first tasks, with rollouts of their own; in parts of what training made of the untrained policy."""
     folder = report.RESULTS / family / "maml" / "seed1"
-    then = json.loads((folder / "evaluation.json").read_text())["methods"]["maml"]
-    now = evaluate(folder, num_steps=1)["methods"]["maml"]
-    for k in range(2):
-        before, after = (np.array(curve["returns"])[:, k] for curve in (then, now))
-        assert abs(after.mean() - before.mean()) < 0.15 * before.std()
-        assert np.median(np.abs(after - before)) < 0.5 * before.std()
+    then = json.loads((folder / "evaluation.json").read_text())["methods"]
+    before, untrained = (np.array(then[method]["returns"])[:10, :2] for method in ("maml", "random"))
+    after = np.array(evaluate(folder, num_steps=1, num_tasks=10)["methods"]["maml"]["returns"])
+    progress = (before - untrained)[:, 1].mean()
+    assert np.abs(after.mean(axis=0) - before.mean(axis=0)).max() < 0.15 * progress
+    assert np.median(np.abs(after - before)[:, 1]) < 0.3 * progress
 
 
 @pytest.mark.parametrize("family", FAMILIES)
