@@ -1,6 +1,7 @@
 """Shared helpers: synthetic rollouts in float64, and runs through the real command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, initia
 from maml_rl.rollouts import Rollouts
 
 torch.set_num_threads(1)  # pytest-xdist already uses every core
+# A shell's background job ignores Ctrl-C, and so would the runs that tests start and stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 O, A = 2, 3
 # All registered families but those that break the contract on purpose; the slow ones draw their goals for up
