@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test lint docs wheel clean
 
 train: .venv/installed
 	$(BIN)/python experiments/navigation_2d.py --resume
@@ -16,6 +16,12 @@ lint: .venv/installed
 	mkdir -p build/types && rm -rf build/types/maml_rl && mkdir build/types/maml_rl
 	ln -s $(CURDIR)/maml_rl/* $(CURDIR)/envs build/types/maml_rl/
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml maml_rl
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+wheel: .venv/installed
+	.ci/wheel
 
 # The stamp is written last, so an interrupted installation is repeated.
 .venv/installed: requirements.lock pyproject.toml

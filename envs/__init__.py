@@ -1,18 +1,21 @@
-"""Task families: Gymnasium environments whose episodes are steered by a task.
+"""Task families: Gymnasium environments in which each episode has a task.
 
-A family is registered as every Gymnasium environment is, so `gymnasium.make` and
-`gymnasium.make_vec` build it, and `families()` finds it. This package knows nothing of the learner.
+A family is registered like every Gymnasium environment. `gymnasium.make` and `gymnasium.make_vec` create it, and
+`families()` lists it. This package does not depend on the learner.
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from .adapter import AdaptedVectorEnv, BrokenEnvironmentError
-from .checks import check_family
-from .core import TaskEnv, TaskVectorEnv, VectorFamily, in_words, num_cores
-from .making import make_vec
+if TYPE_CHECKING:
+    from .adapter import AdaptedVectorEnv, BrokenEnvironmentError
+    from .checks import check_family
+    from .family import VectorFamily, in_words, num_cores
+    from .making import make_vec
+    from .native import TaskEnv, TaskVectorEnv
 
 __all__ = [
     "AdaptedVectorEnv",
@@ -27,6 +30,22 @@ __all__ = [
     "num_cores",
 ]
 
+_NAMES = {
+    "adapter": ("AdaptedVectorEnv", "BrokenEnvironmentError"),
+    "checks": ("check_family",),
+    "family": ("VectorFamily", "in_words", "num_cores"),
+    "making": ("make_vec",),
+    "native": ("TaskEnv", "TaskVectorEnv"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name on first use, so that registering the families takes no time."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
 
 def _register(name: str, module: str, horizon: int, native: bool = True, **kwargs: Any) -> None:
     gymnasium.register(
@@ -39,7 +58,7 @@ def _register(name: str, module: str, horizon: int, native: bool = True, **kwarg
 
 
 def families() -> list[str]:
-    """The ids of all registered task families, anyone's, in alphabetical order.
+    """Lists the ids of all registered task families, whoever wrote them, in alphabetical order.
 
     A family is a `TaskVectorEnv`, or an environment whose class has a `task_space`. Environments whose package
     is not installed are left out, and so are Gymnasium's own.
@@ -48,12 +67,14 @@ def families() -> list[str]:
 
 
 def _is_family(spec: EnvSpec) -> bool:
+    from .native import TaskVectorEnv
+
     entry_point = spec.vector_entry_point or spec.entry_point
     if not isinstance(entry_point, str) or entry_point.startswith("gymnasium."):
         return False
     try:
         creator = load_env_creator(entry_point)
-    except Exception:  # someone else's module, not installed or broken: no reason to list nothing at all
+    except Exception:  # a broken or missing package must not keep the other families off the list
         return False
     if spec.vector_entry_point is not None:
         return isinstance(creator, type) and issubclass(creator, TaskVectorEnv)

@@ -1,4 +1,4 @@
-"""Bernoulli bandits: which arm pays best must be found out by pulling."""
+"""Bernoulli bandits: the agent has to find out which arm pays best."""
 
 from typing import Any
 
@@ -6,22 +6,23 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image, ImageDraw
 
-from .core import TaskEnv, TaskVectorEnv
+from .family import Array, Bools, Floats
+from .native import TaskEnv, TaskVectorEnv
 
 
 class BernoulliBanditVectorEnv(TaskVectorEnv):
-    """N bandits with `num_arms` arms each; D = A = num_arms, one pull a step.
+    """Bandits with `num_arms` arms, one of which is pulled in each step; D = A = num_arms.
 
     Source: Duan et al., "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning",
     arXiv:1611.02779, section 3.1.
 
-    * Task: the arms' probabilities of paying, each ~ U[0, 1].
-    * State and observation: none; the observation is the constant 1.
-    * Reward: 1 with the pulled arm's probability, else 0. Never terminated; H is the number of pulls, by
+    * Task: the probability that each arm pays, ~ U[0, 1].
+    * There is no state. The observation is the constant 1.
+    * Reward: 1 with the probability of the pulled arm, else 0. Never terminated. H is the number of pulls, by
       default 10.
 
-    Departure from the source: there, what was pulled and paid is fed to a recurrent policy; here the
-    policy learns it through its adaptation.
+    Difference from the source: there, a recurrent policy observes the previous actions and rewards. Here, the
+    policy learns from them when it adapts.
 
     Args:
         num_arms: The number of arms, at least 2.
@@ -38,31 +39,25 @@ class BernoulliBanditVectorEnv(TaskVectorEnv):
         self.single_action_space = spaces.Discrete(num_arms)
         super().__init__(num_envs, **kwargs)
 
-    def initial_state(self, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """The constant 1, (n, 1)."""
+    def initial_state(self, task: Array, noise: Floats) -> Array:
+        """Returns the constant 1, (n, 1)."""
         return np.ones((len(task), 1))
 
-    def transition(self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """The constant 1, (n, 1)."""
+    def transition(self, state: Array, action: Array, task: Array, noise: Floats) -> Array:
+        """Returns the constant 1, (n, 1)."""
         return state.copy()
 
-    def reward(
-        self,
-        state: np.ndarray,
-        action: np.ndarray,
-        next_state: np.ndarray,
-        task: np.ndarray,
-        noise: np.ndarray,
-    ) -> np.ndarray:
-        """What the pulled arms pay, 0 or 1, (n,)."""
-        return (noise[:, 0] < task[np.arange(len(task)), action]).astype(np.float64)
+    def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
+        """Returns the rewards of the pulled arms, 0 or 1, (n,)."""
+        paid: Bools = noise[:, 0] < task[np.arange(len(task)), action]
+        return paid.astype(np.float64)
 
-    def observation(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """The constant 1, (n, 1) float32."""
+    def observation(self, state: Array, task: Array) -> Array:
+        """Returns the constant 1, (n, 1) float32."""
         return state.astype(np.float32)
 
-    def frame(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """A bar per arm, as high as its probability, (200, 200, 3) uint8."""
+    def frame(self, state: Array, task: Array) -> Array:
+        """Draws a bar for each arm, as high as its probability, (200, 200, 3) uint8."""
         image = Image.new("RGB", (200, 200), "white")
         draw = ImageDraw.Draw(image)
         width = 180 / len(task)

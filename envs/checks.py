@@ -1,4 +1,4 @@
-"""What every task family must keep to; Gymnasium checks single environments only."""
+"""Checks for vector environments of task families. Gymnasium's checker is for single environments."""
 
 from typing import Any
 
@@ -8,27 +8,28 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from .adapter import make_flat, reset_with_task
-from .core import TaskEnv, VectorFamily
+from .family import VectorFamily
 from .making import make_vec
+from .native import TaskEnv
+from .workers import make_flat, reset_with_task
 
 
 def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
-    """Checks that a registered family, native or adapted, keeps the contract of `VectorFamily` and of Gymnasium.
+    """Checks that a registered family, native or adapted, behaves as `VectorFamily` and Gymnasium require.
 
     Args:
         env_id: The registered id.
-        num_envs: N of the vector environment that is checked.
-        num_steps: For how many steps it is compared with N single environments.
+        num_envs: The number of environments N.
+        num_steps: The number of steps that are compared with N single environments.
 
     Raises:
-        AssertionError: Naming what is broken.
+        AssertionError: If a requirement is not met; the message says which.
     """
     single = gymnasium.make(env_id)
-    # An adapted environment may need a package of its own in order to render.
+    # Rendering an adapted environment may need another package.
     check_env(single.unwrapped, skip_render_check=not isinstance(single.unwrapped, TaskEnv))
     single.close()
-    # With the horizon shortened, auto-resets happen within the steps compared.
+    # A short horizon, so that auto-resets happen within the compared steps.
     env = make_vec(env_id, num_envs, max(2, num_steps // 3))
     try:
         _check_tasks(env_id, env)
@@ -41,13 +42,13 @@ def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
 def _check_tasks(env_id: str, env: VectorFamily) -> None:
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(1))
     again = env.sample_tasks(env.num_envs, np.random.default_rng(1))
-    assert np.array_equal(tasks, again), f"{env_id}: sample_tasks uses more chance than its generator."
+    assert np.array_equal(tasks, again), f"{env_id}: sample_tasks uses randomness other than its generator."
     many = env.sample_tasks(100, np.random.default_rng(1))
-    assert len(np.unique(many, axis=0)) > 1, f"{env_id}: sample_tasks draws one task only."
+    assert len(np.unique(many, axis=0)) > 1, f"{env_id}: sample_tasks draws only one task."
     held_out = env.sample_test_tasks(env.num_envs, np.random.default_rng(1))
     env.reset(options={"task": held_out})
     env.reset(options={"task": tasks})
-    assert np.array_equal(env.tasks, tasks), f"{env_id}: the task given is not the task in force."
+    assert np.array_equal(env.tasks, tasks), f"{env_id}: the given task is not the task in force."
     outside = tasks.copy()
     outside[-1] = np.nan if isinstance(env.task_space, spaces.Box) else -1
     for wrong, what in (
@@ -64,7 +65,7 @@ def _check_tasks(env_id: str, env: VectorFamily) -> None:
 
 
 def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
-    """Types, shapes, spaces, fresh arrays, determinism, auto-reset, and the task staying in force."""
+    """Checks types, shapes, spaces, new arrays, determinism, auto-reset, and that the task stays in force."""
     assert env.metadata.get("autoreset_mode") in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED), (
         f"{env_id}: auto-reset is neither NEXT_STEP nor DISABLED."
     )
@@ -73,7 +74,7 @@ def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
     for _ in range(2):
         env.action_space.seed(0)
         observations, info = env.reset(seed=5, options={"task": tasks})
-        assert isinstance(info, dict), f"{env_id}: reset returns no dictionary of information."
+        assert isinstance(info, dict), f"{env_id}: the second result of reset is not a dictionary."
         history = [observations]
         ended = np.zeros(env.num_envs, dtype=bool)
         for step in range(num_steps):
@@ -81,31 +82,33 @@ def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
             before = [array.copy() for array in latest]
             observations, rewards, terminated, truncated, info = env.step(env.action_space.sample())
             where = f"{env_id}, step {step}"
-            assert all(map(np.array_equal, latest, before)), f"{where}: changes an array returned before."
+            assert all(map(np.array_equal, latest, before)), f"{where}: changes an array that was returned before."
             assert env.observation_space.contains(observations), f"{where}: observations are not in their space."
             assert rewards.shape == (env.num_envs,), f"{where}: rewards have shape {rewards.shape}."
             assert np.isfinite(rewards).all(), f"{where}: a reward is not finite."
             for name, flags in (("terminated", terminated), ("truncated", truncated)):
                 assert flags.shape == (env.num_envs,), f"{where}: {name} has shape {flags.shape}."
                 assert flags.dtype == bool, f"{where}: {name} has type {flags.dtype}."
-            assert not rewards[ended].any(), f"{where}: the step of an auto-reset is rewarded."
-            assert not (terminated | truncated)[ended].any(), f"{where}: an episode ends as it begins."
+            assert not rewards[ended].any(), f"{where}: the step of an auto-reset has a reward."
+            assert not (terminated | truncated)[ended].any(), f"{where}: an episode ends in its reset step."
             assert np.array_equal(env.tasks, tasks), f"{where}: the task in force changed."
             ended = terminated | truncated
             history += [observations, rewards, terminated, truncated]
         runs.append(history)
     for first, second in zip(*runs, strict=True):
-        assert np.array_equal(first, second), f"{env_id}: the same seed and actions give another episode."
+        assert np.array_equal(first, second), f"{env_id}: the same seed and actions give a different episode."
 
 
 def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None:
-    """N environments at once do what N single ones do, each with its own seed and task."""
+    """Checks that N environments do the same as N single ones with the same seeds and tasks."""
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(3))
     singles = [make_flat(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
     observations, _ = env.reset(seed=11, options={"task": tasks})
     for i, single in enumerate(singles):
         first, _ = reset_with_task(single, tasks[i], seed=11 + i)
-        assert np.array_equal(first, observations[i]), f"{env_id}: environment {i} starts unlike a single one."
+        assert np.array_equal(first, observations[i]), (
+            f"{env_id}: environment {i} does not start like a single one."
+        )
     ended = np.zeros(env.num_envs, dtype=bool)
     rests = env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     env.action_space.seed(1)
@@ -122,7 +125,7 @@ def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None
                 ("observation", "reward", "terminated", "truncated"), alone, batch, strict=False
             ):
                 assert np.array_equal(one, many[i]), (
-                    f"{env_id}, step {step}: {name} of environment {i} is unlike a single one's."
+                    f"{env_id}, step {step}: {name} of environment {i} differs from a single one."
                 )
         observations = batch[0]
         ended = batch[2] | batch[3] | (rests & ended)

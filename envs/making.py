@@ -1,11 +1,11 @@
-"""One way to make N environments of any family, native or adapted."""
+"""Creates N environments of any family, native or adapted."""
 
 from typing import Any
 
 import gymnasium
 
 from .adapter import AdaptedVectorEnv
-from .core import VectorFamily
+from .family import VectorFamily
 
 
 def make_vec(
@@ -18,19 +18,19 @@ def make_vec(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> VectorFamily:
-    """N environments of a registered family: natively where it has a vector entry point, else adapted.
+    """Makes N environments of a registered family. Without a vector entry point, the family is adapted.
 
     Args:
         env_id: The registered id.
-        num_envs: N.
-        max_episode_steps: H; None for the registered one.
-        num_workers: As for `AdaptedVectorEnv`; a native family needs no processes.
-        worker_timeout: As for `AdaptedVectorEnv`.
+        num_envs: The number of environments N.
+        max_episode_steps: The horizon H. None means the registered one.
+        num_workers: As for `AdaptedVectorEnv`. Native families ignore it.
+        worker_timeout: As for `AdaptedVectorEnv`. Native families ignore it.
         render_mode: None or "rgb_array".
         **kwargs: Arguments of the family.
 
     Raises:
-        ValueError: If it is no family.
+        ValueError: If the id does not belong to a family.
     """
     spec = gymnasium.spec(env_id)
     if spec.vector_entry_point is None:
@@ -45,7 +45,11 @@ def make_vec(
         )
     steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
     kwargs |= {"max_episode_steps": steps, "render_mode": render_mode}
-    env = gymnasium.make_vec(env_id, num_envs, "vector_entry_point", **kwargs)
+    env: gymnasium.vector.VectorEnv[Any, Any, Any] = gymnasium.make_vec(
+        env_id, num_envs, "vector_entry_point", **kwargs
+    )
     if not isinstance(env, VectorFamily):
-        raise ValueError(f"{env_id} is no task family: its vector entry point is no maml_rl.envs.TaskVectorEnv")
+        raise ValueError(
+            f"{env_id} is not a task family: its vector entry point is not a maml_rl.envs.TaskVectorEnv."
+        )
     return env

@@ -1,4 +1,4 @@
-"""Meta-World's meta-learning benchmarks ML1, ML10 and ML45, by way of the adapter; needs the extra `metaworld`."""
+"""Meta-World's meta-learning benchmarks ML1, ML10 and ML45. They need the extra `metaworld`."""
 
 import functools
 import pickle
@@ -11,39 +11,41 @@ from gymnasium import spaces
 try:
     import metaworld
 except ImportError as error:
-    raise ImportError("Meta-World is not installed; add it by `pip install 'maml_rl[metaworld]'`") from error
+    raise ImportError("Meta-World is not installed; install it with `pip install 'maml_rl[metaworld]'`") from error
 
-# The longest vector that describes an initial scene and goal, and a bound of its numbers, in metres and radians.
+from .family import Array
+
+# The longest vector that describes a first scene and its goal, and a bound of its numbers in metres and radians.
 _LONGEST, _BOUND = 6, 2.0
 
 
 @functools.cache
 def _benchmark(name: str, task_name: str | None, seed: int) -> Any:
-    """Meta-World's own benchmark with its goals drawn: 1 s for ML1, 9 s for ML10, half a minute for ML45."""
+    """Makes Meta-World's benchmark and draws its goals. ML1 takes 1 s, ML10 9 s and ML45 half a minute."""
     kind = getattr(metaworld, name)
     return kind(seed=seed) if task_name is None else kind(task_name, seed=seed)
 
 
-class MetaWorldEnv(gymnasium.Env):
-    """A robot arm that manipulates objects; O = 39 with the goal's part zero, A = 4, H = 500.
+class MetaWorldEnv(gymnasium.Env[Array, Array]):
+    """A robot arm manipulates objects; O = 39 with the goal hidden by zeros, A = 4, H = 500.
 
     Source: Yu et al., "Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning",
-    arXiv:1910.10897; environments, rewards and success of the package `metaworld` in its version 3.
+    arXiv:1910.10897; environments, rewards and success are those of version 3 of the package `metaworld`.
 
     * Task: the number of the manipulation in the benchmark's list of training and test manipulations, then
-      the vector that places objects and goal, with zeros up to six numbers; D = 7.
-    * p(T): the benchmark's own 50 tasks of each training manipulation. M tasks are spread over the
-      manipulations as evenly as can be, in their order; where M is no multiple of their number, the first one
-      is drawn.
-    * Held-out tasks: the benchmark's own test tasks; ML1: other goals of the same manipulation, ML10 and
-      ML45: five manipulations that training never sees.
-    * `info["success"]` is Meta-World's; a rollout succeeds where it is true at any step.
+      the vector that places objects and goal, padded to six numbers with zeros; D = 7.
+    * p(T): the benchmark's 50 tasks of each training manipulation. M tasks are divided among the manipulations
+      as evenly as possible, in their order. If M is not a multiple of their number, the first manipulation is
+      random.
+    * Held-out tasks: the benchmark's test tasks. In ML1, they are other goals of the same manipulation. In ML10
+      and ML45, they are five manipulations that training does not use.
+    * `info["success"]` is Meta-World's. A rollout succeeds if it is true at any step.
 
-    An environment takes some 22 MB, 100 ms to make and 0.5 ms to step. An environment whose task changes to
-    another manipulation is made anew; with the same M, that never happens in training.
+    An environment takes about 22 MB of memory, 100 ms to make and 0.5 ms to step. It is made again when its task
+    changes to another manipulation. With the same M, this never happens in training.
 
     Args:
-        benchmark_seed: Seed of the benchmark's goals.
+        benchmark_seed: The seed of the benchmark's goals.
         render_mode: None or "rgb_array".
     """
 
@@ -68,25 +70,25 @@ class MetaWorldEnv(gymnasium.Env):
 
     @property
     def task_space(self) -> spaces.Box:
-        """Number of the manipulation, and its vector, (7,)."""
+        """The number of the manipulation, and its vector, (7,)."""
         bound = np.full(1 + _LONGEST, _BOUND)
         bound[0] = len(self._classes) - 1
         return spaces.Box(np.append(0.0, -bound[1:]), bound, dtype=np.float64)
 
-    def task_problem(self, tasks: np.ndarray) -> str | None:
-        """Whether a manipulation's number is none."""
+    def task_problem(self, tasks: Array) -> str | None:
+        """Checks that the numbers of manipulations are whole."""
         wrong = tasks[tasks[:, 0] % 1 != 0]
-        return f"{wrong[0][0]} is no manipulation's number; choose a whole one." if len(wrong) else None
+        return f"{wrong[0][0]} is not the number of a manipulation; choose a whole number." if len(wrong) else None
 
-    def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
-        """Training tasks of the benchmark, (M, 7); see the class."""
+    def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        """Draws training tasks of the benchmark, (M, 7); see the class."""
         return self._sample(_benchmark(*self._arguments).train_tasks, num_tasks, rng)
 
-    def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> np.ndarray:
-        """Test tasks of the benchmark, (M, 7); see the class."""
+    def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        """Draws test tasks of the benchmark, (M, 7); see the class."""
         return self._sample(_benchmark(*self._arguments).test_tasks, num_tasks, rng)
 
-    def _sample(self, tasks: list[Any], num_tasks: int, rng: np.random.Generator) -> np.ndarray:
+    def _sample(self, tasks: list[Any], num_tasks: int, rng: np.random.Generator) -> Array:
         numbers = {name: number for number, name in enumerate(self._classes)}
         by_name: dict[str, list[Any]] = {}
         for task in tasks:
@@ -97,23 +99,24 @@ class MetaWorldEnv(gymnasium.Env):
         for i in range(num_tasks):
             name = names[(first + i) % len(names)]
             task = by_name[name][rng.integers(len(by_name[name]))]
-            vector = pickle.loads(task.data)["rand_vec"]  # written by Meta-World in this very process
+            vector = pickle.loads(task.data)["rand_vec"]  # safe: written by Meta-World in this process
             sampled[i, 0] = numbers[name]
             sampled[i, 1 : 1 + len(vector)] = vector
         return sampled
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode; options {"task": task} puts a task (7,) in force."""
+    ) -> tuple[Array, dict[str, Any]]:
+        """Starts an episode. The options {"task": task} set the task, (7,)."""
         super().reset(seed=seed)
         if options and "task" in options:
             self._set_task(np.asarray(options["task"]))
         elif self._inner is None:
             self._set_task(self.sample_tasks(1, np.random.default_rng(0))[0])
-        return self._inner.reset()
+        observation, info = self._inner.reset()
+        return observation, info
 
-    def _set_task(self, task: np.ndarray) -> None:
+    def _set_task(self, task: Array) -> None:
         name = list(self._classes)[int(task[0])]
         kind = self._classes[name]
         if type(self._inner) is not kind:
@@ -121,15 +124,15 @@ class MetaWorldEnv(gymnasium.Env):
             self._inner = kind(render_mode=self.render_mode)
         length = self._inner._random_reset_space.low.size
         data = {"rand_vec": task[1 : 1 + length], "env_cls": kind, "partially_observable": True}
-        self._inner.set_task(metaworld.Task(env_name=name, data=pickle.dumps(data)))
+        self._inner.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(data)))
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Steps the robot once."""
         observation, reward, terminated, truncated, info = self._inner.step(action)
         return observation, float(reward), terminated, truncated, info
 
-    def render(self) -> np.ndarray | None:
-        """A picture, (480, 480, 3) uint8, or None without a render mode."""
+    def render(self) -> Array | None:
+        """Renders a picture, (480, 480, 3) uint8. Returns None without a render mode."""
         return None if self.render_mode is None else self._inner.render()
 
     def close(self) -> None:
@@ -140,11 +143,11 @@ class MetaWorldEnv(gymnasium.Env):
 
 
 class ML1Env(MetaWorldEnv):
-    """One manipulation, other goals in tests; see `MetaWorldEnv`.
+    """A robot arm does one manipulation, with other goals in tests; see `MetaWorldEnv`.
 
     Args:
-        task_name: Meta-World's name of the manipulation, "reach-v3" or "pick-place-v3", say.
-        benchmark_seed: Seed of the benchmark's goals.
+        task_name: Meta-World's name of the manipulation, for example "reach-v3" or "pick-place-v3".
+        benchmark_seed: The seed of the benchmark's goals.
         render_mode: None or "rgb_array".
     """
 
@@ -155,7 +158,7 @@ class ML1Env(MetaWorldEnv):
 
 
 class ML10Env(MetaWorldEnv):
-    """Ten manipulations in training, five others in tests; see `MetaWorldEnv`."""
+    """A robot arm does ten manipulations in training and five others in tests; see `MetaWorldEnv`."""
 
     benchmark = "ML10"
 
@@ -164,7 +167,7 @@ class ML10Env(MetaWorldEnv):
 
 
 class ML45Env(MetaWorldEnv):
-    """Forty-five manipulations in training, five others in tests; see `MetaWorldEnv`."""
+    """A robot arm does 45 manipulations in training and five others in tests; see `MetaWorldEnv`."""
 
     benchmark = "ML45"
 

@@ -1,7 +1,8 @@
-"""MuJoCo families: all N environments and all `frame_skip` steps in one call of native threads."""
+"""The base class of MuJoCo families. Native threads step all N environments in one call."""
 
 import atexit
 import copy
+import functools
 import importlib
 import logging
 import os
@@ -18,45 +19,55 @@ from gymnasium import spaces
 from mujoco.rollout import Rollout
 from scipy.special import ndtri
 
-from .core import TaskVectorEnv, VectorFamily, num_cores
+from .family import Array, Bools, Floats, VectorFamily, num_cores
+from .native import TaskVectorEnv
 
 _ASSETS = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
 _PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
-# Beyond this a simulation is lost, metres or metres per second, even where MuJoCo itself (1e10) has not
-# noticed: one such reward would outweigh all others of a meta-batch.
+# A simulation with a larger number (metres, or metres per second) counts as broken. MuJoCo's own limit is 1e10,
+# but a single such reward would already outweigh all others of a meta-batch.
 _HUGE = 1e6
+_NO_OPENGL = (
+    "MuJoCo finds no OpenGL to render with; install EGL or OSMesa (on Debian and Ubuntu: `apt install libegl1 "
+    "libgl1-mesa-dri` or `apt install libosmesa6`), or set MUJOCO_GL to one that works."
+)
 
 
-# By default MuJoCo writes warnings on standard error and into a file in the working folder, for each of N
-# environments. Broken simulations are counted and reported by `step`; the texts are for whoever debugs one.
-if mujoco.get_mju_user_warning() is None:
-    mujoco.set_mju_user_warning(logging.getLogger("mujoco").debug)
+def quiet_mujoco() -> None:
+    """Sends MuJoCo's warnings to the logger "mujoco" at level DEBUG, unless a handler is already installed.
+
+    Without it, MuJoCo prints a warning and writes MUJOCO_LOG.TXT into the working folder each time a simulation
+    breaks down. `step` reports such simulations in any case. The setting holds for the whole process. Environments
+    do it if `VectorFamily.quiet` is true.
+    """
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(logging.getLogger("mujoco").debug)
 
 
 class MujocoVectorEnv(TaskVectorEnv):
-    """N simulations of one model, stepped by a persistent pool of native threads.
+    """N simulations of one model, stepped by a pool of native threads.
 
     A state is a row [time, positions, velocities, activations, warm start]: MuJoCo's full physics state, and
-    the accelerations that its solver starts the next step from. `mujoco.rollout` does not return those of
-    its last step, so they are taken from the last change of velocity; the solver converges from them to
-    the same solution, within its tolerance.
+    the accelerations from which its solver starts the next step. `mujoco.rollout` does not return the
+    accelerations of its last step, so they are computed from the last change of velocity. From them, the solver
+    converges to the same solution within its tolerance.
 
-    A simulation that MuJoCo warns of (not a number, or huge) counts as broken; see `TaskVectorEnv`.
+    A simulation counts as broken if MuJoCo resets it, or if a number in it is NaN or huge; see `TaskVectorEnv`.
 
-    Observations are positions, less the first `hidden_positions`, and velocities, as in Gymnasium's v5
-    environments without contact forces; so are physics, frame skip and first states. As there, controls are
-    clamped by the model, and costs are those of the action as given.
+    Observations, physics, frame skip and first states are those of Gymnasium's v5 environments without contact
+    forces. The observation is the positions without the first `hidden_positions`, and the velocities. As in
+    Gymnasium, the model clips the controls, and the control cost is that of the unclipped action.
 
     Args:
-        num_envs: N.
-        max_episode_steps: H.
+        num_envs: The number of environments N.
+        max_episode_steps: The horizon H.
         render_mode: None or "rgb_array".
-        num_threads: Native threads; by default one for each core.
+        num_threads: The number of native threads. None means one for each core.
         model_file: A MuJoCo model to use instead of Gymnasium's own, with the same joints and actuators.
 
     Attributes:
         model: The compiled model.
-        dt: Duration of a step, in seconds.
+        dt: The duration of a step, in seconds.
 
     Raises:
         ValueError: If the model file cannot be read or does not compile.
@@ -83,7 +94,9 @@ class MujocoVectorEnv(TaskVectorEnv):
         try:
             self.model = mujoco.MjModel.from_xml_path(str(path))
         except ValueError as error:
-            raise ValueError(f"{self.name}: the model file {path} does not compile ({error}); mend it.") from error
+            raise ValueError(f"{self.name}: the model file {path} does not compile ({error}); fix it.") from error
+        if self.quiet:
+            quiet_mujoco()
         model = self.model
         self.dt = self.frame_skip * model.opt.timestep
         self.metadata = {**self.metadata, "render_fps": round(1 / self.dt)}
@@ -100,7 +113,7 @@ class MujocoVectorEnv(TaskVectorEnv):
         super()._resize(num_envs)
         threads = min(self._num_threads, num_envs)
         self._data = [mujoco.MjData(self.model) for _ in range(threads)]
-        # One thread is this one: a pool would only add the way there and back.
+        # A single thread needs no pool: the work is done in this one.
         self._pool = Rollout(nthread=threads if threads > 1 else 0)
         self._controls = np.empty((num_envs, self.frame_skip, self.model.nu))
         self._states = np.empty((num_envs, self.frame_skip, self._num_physics))
@@ -108,23 +121,24 @@ class MujocoVectorEnv(TaskVectorEnv):
         self._renderer: mujoco.Renderer | None = None
         self._shares: list[VectorFamily] = []
 
-    def positions(self, state: np.ndarray) -> np.ndarray:
-        """The generalised positions of states (n, ...), (n, nq), in metres and radians."""
+    def positions(self, state: Array) -> Array:
+        """Returns the generalised positions of states (n, ...), (n, nq), in metres and radians."""
         return state[:, 1 : 1 + self.model.nq]
 
-    def velocities(self, state: np.ndarray) -> np.ndarray:
-        """The generalised velocities of states (n, ...), (n, nv), per second."""
+    def velocities(self, state: Array) -> Array:
+        """Returns the generalised velocities of states (n, ...), (n, nv), in metres and radians per second."""
         start = 1 + self.model.nq
         return state[:, start : start + self.model.nv]
 
-    def displacement(self, state: np.ndarray, next_state: np.ndarray) -> np.ndarray:
-        """The change of positions over a step divided by its duration, (n, nq)."""
-        return (self.positions(next_state) - self.positions(state)) / self.dt
+    def displacement(self, state: Array, next_state: Array) -> Array:
+        """Returns the change of positions in a step divided by its duration, (n, nq)."""
+        velocity: Floats = (self.positions(next_state) - self.positions(state)) / self.dt
+        return velocity
 
     def shares(self, num_tasks: int) -> list[VectorFamily]:
-        """Two halves, so that the policy acts in one while the physics of the other is on its way.
+        """Splits the environments into two halves. The policy can act in one while the other is simulated.
 
-        There are two on any machine, as each half draws the noise of its actions from a stream of its own.
+        There are two halves on every machine, because each has its own stream of action noise.
         """
         first = self.num_envs // num_tasks * (num_tasks // 2)
         if not first:
@@ -134,29 +148,29 @@ class MujocoVectorEnv(TaskVectorEnv):
                 share.close()
             self._shares = []
             for num_envs in (first, self.num_envs - first):
-                half = copy.copy(self)  # with whatever a subclass, or its user, has set
+                half = copy.copy(self)  # keeps attributes that a subclass or the user has set
                 half._num_threads = max(1, self._num_threads // 2)
                 half._resize(num_envs)
                 self._shares.append(half)
         return self._shares
 
-    def models(self, task: np.ndarray) -> list[mujoco.MjModel]:
-        """The compiled model of each of n tasks; by default the same for all."""
+    def models(self, task: Array) -> list[mujoco.MjModel]:
+        """Returns the compiled model of each of n tasks. By default, all share one."""
         return [self.model] * len(task)
 
-    def initial_state(self, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """The model's reference pose with noise of scale `reset_noise` on positions and velocities."""
+    def initial_state(self, task: Array, noise: Floats) -> Array:
+        """Returns the model's reference pose, with noise of scale `reset_noise` on positions and velocities."""
         nq = self.model.nq
         state = np.zeros((len(task), self._num_physics + self.model.nv))
         uniform = 2 * noise - 1
         self.positions(state)[:] = self.model.qpos0 + self.reset_noise * uniform[:, :nq]
-        # The smallest number there is instead of 0, whose normal quantile is minus infinity.
+        # The noise may be 0, whose normal quantile is minus infinity; a tiny number replaces it.
         velocity = ndtri(np.maximum(noise[:, nq:], 1e-300)) if self.normal_velocities else uniform[:, nq:]
         self.velocities(state)[:] = self.reset_noise * velocity
         return state
 
-    def transition(self, state: np.ndarray, action: np.ndarray, task: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """The state after `frame_skip` steps of the physics under a constant control; time is NaN if it broke."""
+    def transition(self, state: Array, action: Array, task: Array, noise: Floats) -> Array:
+        """Simulates `frame_skip` physics steps with a constant control. Time becomes NaN in broken simulations."""
         timestep, num_physics = self.model.opt.timestep, self._num_physics
         self._controls[:] = action[:, None]
         states = self._states
@@ -170,7 +184,7 @@ class MujocoVectorEnv(TaskVectorEnv):
             state=states,
             sensordata=self._sensors,
             skip_checks=True,
-            # A few pieces for each thread: handing out more of them costs more than the last one's tail.
+            # About four chunks per thread balance the load. Handing out more of them would take longer.
             chunk_size=max(1, self.num_envs // (4 * len(self._data))),
         )
         last = states[:, -1]
@@ -178,47 +192,44 @@ class MujocoVectorEnv(TaskVectorEnv):
         next_state = np.empty_like(state)
         next_state[:, :num_physics] = last
         next_state[:, num_physics:] = (self.velocities(last) - self.velocities(before)) / timestep
-        # MuJoCo answers instability by a reset, which sets the clock back.
+        # MuJoCo resets an unstable simulation, which sets its time back to 0.
         late = np.abs(last[:, 0] - state[:, 0] - self.dt) > timestep / 2
         sane = (np.abs(last) < _HUGE).all(axis=1)  # false for NaN too
         next_state[late | ~sane, 0] = np.nan
         return next_state
 
-    def broken(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """Whether the simulation became unstable, (n,) bool."""
-        return np.isnan(state[:, 0])
+    def broken(self, state: Array, task: Array) -> Bools:
+        """Returns whether the simulation broke down, (n,)."""
+        broken: Bools = np.isnan(state[:, 0])
+        return broken
 
-    def observation(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """Positions without the first `hidden_positions`, and velocities, (n, O)."""
+    def observation(self, state: Array, task: Array) -> Array:
+        """Returns the positions without the first `hidden_positions`, and the velocities, (n, O)."""
         limit = self.largest_velocity
         velocities = self.velocities(state)
         if np.isfinite(limit):
             velocities = np.clip(velocities, -limit, limit)
         return np.concatenate([self.positions(state)[:, self.hidden_positions :], velocities], axis=1)
 
-    def frame(self, state: np.ndarray, task: np.ndarray) -> np.ndarray:
-        """The scene from a camera that follows the body, (240, 320, 3) uint8.
+    def frame(self, state: Array, task: Array) -> Array:
+        """Renders the scene from a camera that follows the body, (240, 320, 3) uint8.
 
         Raises:
-            gymnasium.error.DependencyNotInstalled: If there is no OpenGL to render with; says what to install.
+            gymnasium.error.DependencyNotInstalled: If there is no OpenGL; the message says what to install.
         """
         if self._renderer is None:
-            _choose_opengl()
-            try:
-                self._renderer = mujoco.Renderer(self.model, 240, 320)
-            except (mujoco.FatalError, RuntimeError, AttributeError) as error:
-                raise gymnasium.error.DependencyNotInstalled(f"{_NO_OPENGL} ({error})") from error
-            # At the latest before OpenGL itself ends, or it complains.
+            self._renderer = _make_renderer(self.model)
+            # The renderer must be closed before OpenGL is, or it prints errors.
             atexit.register(self._renderer.close)
         data = self._data[0]
         mujoco.mj_setState(self.model, data, state[: self._num_physics], _PHYSICS)
         mujoco.mj_forward(self.model, data)
         camera = mujoco.MjvCamera()
-        # Not MuJoCo's tracking camera: that one follows smoothly, and each picture here begins anew.
+        # MuJoCo's tracking camera moves smoothly from frame to frame, but each picture here is independent.
         camera.lookat[:] = data.subtree_com[1]
         camera.distance, camera.elevation = 4.0, -20.0
         self._renderer.update_scene(data, camera)
-        return self._renderer.render()
+        return np.asarray(self._renderer.render())
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stops the threads and the renderer."""
@@ -230,18 +241,28 @@ class MujocoVectorEnv(TaskVectorEnv):
             self._renderer.close()
 
 
-_NO_OPENGL = (
-    "MuJoCo finds no OpenGL to render with; install EGL or OSMesa (on Debian and Ubuntu: `apt install libegl1 "
-    "libgl1-mesa-dri` or `apt install libosmesa6`), or set MUJOCO_GL to one that works."
-)
+def _make_renderer(model: mujoco.MjModel) -> mujoco.Renderer:
+    """Makes a renderer with OpenGL as MUJOCO_GL says, or else with a backend that works here."""
+    given = os.environ.get("MUJOCO_GL") or sys.platform != "linux"
+    context = None if given else _find_opengl()
+    before = getattr(mujoco.gl_context, "GLContext", None)
+    try:
+        if context is not None:
+            # MuJoCo chose a backend when it was imported, without trying it. This renderer gets one that works.
+            mujoco.gl_context.GLContext = context
+        return mujoco.Renderer(model, 240, 320)
+    except (mujoco.FatalError, RuntimeError, AttributeError) as error:
+        raise gymnasium.error.DependencyNotInstalled(f"{_NO_OPENGL} ({error})") from error
+    finally:
+        if context is not None:
+            mujoco.gl_context.GLContext = before
 
 
-def _choose_opengl() -> None:
-    """Makes MuJoCo render by what works here, a display or none, unless MUJOCO_GL says what to use."""
-    if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
-        return
+@functools.cache
+def _find_opengl() -> Any:
+    """Returns the class of OpenGL contexts that works here, with a display or without. Tries once per process."""
     for backend in ("glfw", "egl", "osmesa") if os.environ.get("DISPLAY") else ("egl", "osmesa"):
-        # In a process of its own: an attempt that fails leaves PyOpenGL bound to the wrong platform.
+        # It is tried in another process, because a failed attempt binds PyOpenGL to the wrong platform.
         attempt = subprocess.run(
             [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"],
             env={**os.environ, "MUJOCO_GL": backend},
@@ -249,8 +270,11 @@ def _choose_opengl() -> None:
             check=False,
         )
         if attempt.returncode == 0:
-            os.environ["MUJOCO_GL"] = backend
-            # MuJoCo chose when it was imported; this is the choice it would make now.
-            mujoco.gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
-            return
+            platform = os.environ.get("PYOPENGL_PLATFORM")
+            try:
+                return importlib.import_module(f"mujoco.{backend}").GLContext
+            finally:  # MuJoCo's module sets it for PyOpenGL, which reads it only when it is imported
+                os.environ.pop("PYOPENGL_PLATFORM", None)
+                if platform is not None:
+                    os.environ["PYOPENGL_PLATFORM"] = platform
     raise gymnasium.error.DependencyNotInstalled(_NO_OPENGL)

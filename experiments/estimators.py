@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.func import grad, grad_and_value, jacrev, vmap
 
 from maml_rl import Config
-from maml_rl.adaptation import adapt, inner_loss
-from maml_rl.distributions import Categorical
-from maml_rl.objectives import exploration_credits, outer_loss
-from maml_rl.rollouts import Rollouts
+from maml_rl.maml.inner import adapt, inner_loss
+from maml_rl.maml.objective import exploration_credits, outer_loss
+from maml_rl.policies import Categorical
+from maml_rl.sampling.rollouts import Rollouts
 
 RESULTS = Path(__file__).parent / "results" / "estimators"
 SEEDS, HORIZON, STEP_SIZE, REPLICATIONS = range(5), 2, 1.0, 10_000
@@ -79,12 +79,12 @@ def as_rollouts(mdp: MDP, paths: Trajectories, chosen: Tensor, logits: Tensor) -
         actions=paths.actions[chosen],
         rewards=rewards,
         mask=~mdp.terminal[states],
-        terminated=torch.zeros_like(rewards, dtype=torch.bool),
         behaviour=behaviour,
         log_probs=behaviour.log_prob(paths.actions[chosen]),
         advantages=paths.to_go[chosen],
         advantage_scale=torch.ones(len(chosen), dtype=torch.float64),
-        outcomes={},
+        success=torch.full(chosen.shape, torch.nan),
+        failed=torch.zeros(chosen.shape, dtype=torch.bool),
     )
 
 

@@ -8,23 +8,23 @@ between its mean and that of `vpg`. Where a signal is 0, so many batches do not 
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
 from maml_rl import Config
-from maml_rl.adaptation import rollouts_through_adaptation
-from maml_rl.objectives import (
+from maml_rl.maml.objective import (
     exploration_credits,
     exploration_loss,
     mean_and_gradient,
     outer_loss,
     through_adaptation,
 )
-from maml_rl.rollouts import Rollouts, make_env
-from maml_rl.runs import load_run
-from maml_rl.streams import stream
+from maml_rl.methods import method_of
+from maml_rl.runs.folder import load_run
+from maml_rl.sampling.families import make_env
+from maml_rl.sampling.rollouts import Rollouts
+from maml_rl.sampling.streams import numpy_generator, stream
 
 ESTIMATORS: dict[str, dict[str, object]] = {
     "vpg": {"estimator": "vpg"},
@@ -46,14 +46,14 @@ def main(run_dir: tyro.conf.Positional[Path], batches: int = 24) -> None:
     gradients: dict[str, list[Tensor]] = {name: [] for name in (*ESTIMATORS, "E-MAML's term")}
 
     def exploration(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
-        _, passed = through_adaptation(policy, theta, supports, config)
-        return exploration_loss(passed, supports, credit)
+        _, before_each = through_adaptation(policy, theta, supports, config)
+        return exploration_loss(before_each, supports, credit)
 
     for batch in range(batches):
-        tasks = env.sample_tasks(config.num_tasks, np.random.default_rng(stream(batch, "noise tasks")))
-        factors = [1.0] * config.num_steps
-        *before_each, query = rollouts_through_adaptation(
-            env, policy, state.theta, tasks, factors, config, stream(batch, "noise rollouts")
+        tasks = env.sample_tasks(config.num_tasks, numpy_generator(batch, "noise tasks"))
+        seeds = stream(batch, "noise rollouts")
+        *before_each, query = method_of(config).collect(
+            env, policy, state.theta, tasks, config.num_rollouts, seeds
         )
         supports, credits = tuple(before_each), exploration_credits(query)
         for name, options in ESTIMATORS.items():

@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from maml_rl.envs import make_vec
 from maml_rl.envs.navigation import STEP
 
-from maml_rl import Config
-from maml_rl.rollouts import make_env
-from maml_rl.streams import stream
+from maml_rl.sampling.streams import stream
 
 RESULTS = Path(__file__).parent / "results" / "navigation_2d" / "maml"
 
@@ -25,25 +24,27 @@ def fixed_distance_return(goals: np.ndarray, horizon: int, distance: float) -> f
     return float(-np.abs(length - walked).sum(axis=0).mean())
 
 
-def main() -> None:
-    """Prints a row for each seed."""
-    print("| seed | 0 steps | 1 step | 2 steps | 3 steps | untrained, 1 step | best fixed distance |")
-    print("|---|---|---|---|---|---|---|")
+def seeds_table() -> str:
+    """Markdown: a row for each seed."""
+    rows = [
+        "| seed | 0 steps | 1 step | 2 steps | 3 steps | untrained, 1 step | best fixed distance |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for path in sorted(RESULTS.glob("seed*/evaluation.json")):
         results = json.loads(path.read_text())
-        env = make_env(Config(env_id=results["env_id"]), 1)
-        goals = env.sample_tasks(
-            results["num_tasks"], np.random.default_rng(stream(results["seed"], "held-out tasks"))
-        )
-        best = max(fixed_distance_return(goals, env.max_episode_steps or 0, r) for r in np.arange(0, 0.71, 0.01))
+        env = make_vec(results["env_id"], 1)
+        rng = np.random.default_rng(stream(results["seed"], "held-out tasks"))
+        goals, horizon = env.sample_tasks(results["num_tasks"], rng), env.max_episode_steps or 0
+        best = max(fixed_distance_return(goals, horizon, distance) for distance in np.arange(0, 0.71, 0.01))
         curves = results["methods"]
         cells = [
             f"{mean:.2f} ± {high - mean:.2f}"
             for curve, steps in ((curves["maml"], slice(None)), (curves["random"], slice(1, 2)))
             for mean, (_, high) in zip(curve["mean"][steps], curve["ci95"][steps], strict=True)
         ]
-        print(f"| {results['seed']} | {' | '.join(cells)} | {best:.2f} |")
+        rows.append(f"| {results['seed']} | {' | '.join(cells)} | {best:.2f} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
-    main()
+    print(seeds_table())

@@ -1,32 +1,43 @@
 """Tables and pictures of the committed results: `python experiments/report.py`.
 
-Prints what README.md shows and draws, into each family's folder, adaptation.png, learning.png, and, from a MAML
-run's checkpoint, what the robot or the point does before and after adaptation: rollouts.png or strip.png.
+Writes the tables into README.md and the pages under docs/, between `<!-- table: NAME -->` and `<!-- end -->`.
+Draws adaptation.png and learning.png into each family's folder. From a MAML run's checkpoint, it draws what the
+robot or the point does before and after adaptation: rollouts.png or strip.png.
 """
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import estimators
+import gymnasium
+import navigation_2d_table
 import numpy as np
 import tyro
+from benchmarks import scaling
+from gymnasium.envs.registration import load_env_creator
 from matplotlib.figure import Figure
 from PIL import Image
 from reproduce import BASES, METHODS
 from torch import nn
 
-from maml_rl import Config, published
-from maml_rl.cli import run
-from maml_rl.comparison import Curves, by_method, comparison_figure, comparison_table, label, load_runs
-from maml_rl.evaluation import held_out_rollouts
-from maml_rl.plots import rollouts_figure, write_figure
-from maml_rl.runs import load_config, load_run
-from maml_rl.video import adaptation_video
+from maml_rl import Config
+from maml_rl.cli import run, table
+from maml_rl.results import published
+from maml_rl.results.comparison import Curves, by_method, comparison_figure, comparison_table, label, load_runs
+from maml_rl.results.plots import rollouts_figure, write_figure
+from maml_rl.results.video import adaptation_video
+from maml_rl.runs.evaluation import held_out
+from maml_rl.runs.folder import load_config, load_run
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_TABLE = re.compile(r"<!-- table: (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 # Options that say what is shown or where, not how it was learnt.
-_NOT_SHOWN = {"env_id", "run_dir", "resume", "seed", "iterations", "eval_every", "num_workers"}
+_NOT_SHOWN = {"env_id", "run_dir", "resume", "seed", "iterations", "eval_every", "num_workers", "method"}
 _FRAMES = 5
 
 
@@ -153,30 +164,71 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     if not (folder / "maml/seed1/checkpoint.pt").exists():
         return
     config, policy, state = load_run(folder / "maml" / "seed1")
-    env, tasks, held_out = held_out_rollouts(policy, state.theta, config)
-    if not hasattr(env, "plot_rollouts"):  # the family cannot draw its rollouts, but films them
+    family = load_env_creator(str(gymnasium.spec(env_id).vector_entry_point))
+    if hasattr(family, "plot_rollouts"):
+        with held_out(policy, state.theta, config) as (env, tasks, batches):
+            write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(batches)))
+    else:  # the family cannot draw its rollouts, but films them
         Image.fromarray(strip(config, policy)).quantize(128).save(folder / "strip.png", optimize=True)
-    else:
-        write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(held_out)))
+
+
+def tables_of_runs(root: Path = RESULTS) -> dict[str, str]:
+    """The tables of the runs in a folder, by name: the summary, and for each family its methods and its runs."""
+    found = {"summary": summary_table(root)}
+    for family, base in BASES.items():
+        if runs := runs_of(family, root):
+            found[f"{family} methods"] = comparison_table(base.env_id, by_method(load_runs(runs)))
+            found[f"{family} runs"] = how_table(runs)
+    return found
+
+
+def all_tables() -> dict[str, str]:
+    """Every table of the committed results, by the name that the pages call it."""
+    found = tables_of_runs()
+    found |= {
+        f"{path.parent.name} tuning": tuning_table(path.parent.name) for path in RESULTS.glob("*/tuning.json")
+    }
+    for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
+        found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
+    found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
+    found["estimators"] = estimators.as_markdown(json.loads((estimators.RESULTS / "table.json").read_text()))
+    evaluation = {"unit": "step", "tasks_seen": False}  # which files of version 0.1 do not say
+    evaluation |= json.loads((RESULTS / "navigation_2d/maml/seed1/evaluation.json").read_text())
+    printed = "\n".join(line.rstrip() for line in table(evaluation).splitlines())
+    return found | {"printed by make train": f"```text\n{printed}\n```"}
+
+
+def filled(page: str, tables: dict[str, str]) -> str:
+    """A page with its tables as they are now; `NAME: A, B` takes only the rows that begin with A and B."""
+
+    def replacement(match: re.Match[str]) -> str:
+        name, _, wanted = match[1].partition(": ")
+        lines = tables[name].splitlines()
+        if wanted:
+            by_name = {line.split("|")[1].strip(): line for line in lines[2:]}
+            lines = lines[:2] + [by_name[row] for row in wanted.split(", ")]
+        return "\n".join([f"<!-- table: {match[1]} -->", "", *lines, "", "<!-- end -->"])
+
+    return _TABLE.sub(replacement, page)
 
 
 def main(root: Path = RESULTS, pictures: bool = True) -> None:
-    """Prints tables and draws pictures.
+    """Writes the tables of the committed runs into the pages, or prints those of other runs, and draws pictures.
 
     Args:
         root: The folder that `reproduce.py` trained into.
         pictures: Whether to draw.
     """
-    print(f"{summary_table(root)}\n")
+    if root == RESULTS:
+        tables = all_tables()
+        for page in PAGES:
+            page.write_text(filled(page.read_text(), tables))
+    else:
+        print("\n\n".join(f"{name}\n\n{content}" for name, content in tables_of_runs(root).items()))
     for family, base in BASES.items():
         runs = runs_of(family, root)
-        if runs:
-            methods = by_method(load_runs(runs))
-            print(f"{family}\n\n{comparison_table(base.env_id, methods)}\n\n{how_table(runs)}\n")
-            if pictures:
-                draw(root / family, base.env_id, methods, runs)
-        if (RESULTS / family / "tuning.json").exists():
-            print(f"{tuning_table(family)}\n")
+        if runs and pictures:
+            draw(root / family, base.env_id, by_method(load_runs(runs)), runs)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maml_rl import Config, UserError, train
 from maml_rl.cli import run
-from maml_rl.runs import load_config, write_json
+from maml_rl.runs.files import write_json
+from maml_rl.runs.folder import load_config
 
 BASES = {
     "navigation_2d": navigation_2d.CONFIG,

@@ -1,33 +1,40 @@
-"""Meta-reinforcement learning on task families, with proven gradients and fast rollouts.
+"""Meta-reinforcement learning on task families.
 
-`train(config)` meta-trains and evaluates, `evaluate(run_dir)` draws adaptation curves of a finished run,
-`maml_rl.envs` holds the task families.
+`train(config)` meta-trains a policy, `load(run_dir)` gives a trained one back so that it can adapt and act, and
+`evaluate(run_dir)` draws its adaptation curves. `maml_rl.envs` holds the task families.
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-from . import envs as envs
+__version__ = "0.2.0.dev0"
 
-# Tensors of megabytes come and go in every derivative. On huge pages their first touch costs far fewer
-# page faults: linearising the outer objective took 0.15 s instead of 0.24 s. PyTorch reads it once.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+from . import envs as envs
 
 if TYPE_CHECKING:
     from .config import Config as Config
     from .errors import UserError as UserError
-    from .evaluation import evaluate as evaluate
+    from .meta_policy import load as load
+    from .process import tune_process as tune_process
+    from .runs.evaluation import evaluate as evaluate
+    from .runs.evaluation import evaluate_policy as evaluate_policy
     from .training import train as train
 
-__version__ = "0.1.0"
-__all__ = ["Config", "UserError", "evaluate", "train"]
+__all__ = ["Config", "UserError", "evaluate", "evaluate_policy", "load", "train", "tune_process"]
 
-_MODULES = {"Config": "config", "UserError": "errors", "evaluate": "evaluation", "train": "training"}
+_MODULES = {
+    "Config": "config",
+    "UserError": "errors",
+    "evaluate": "runs.evaluation",
+    "evaluate_policy": "runs.evaluation",
+    "load": "meta_policy",
+    "train": "training",
+    "tune_process": "process",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use: whoever wants the families alone need not wait for torch."""
+    """Imports on first use, so that the families alone do not need torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

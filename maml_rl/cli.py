@@ -1,4 +1,4 @@
-"""The command line: `maml-rl train | evaluate | compare | render | families`, and the experiments' front."""
+"""The command line: `maml-rl train | evaluate | compare | render | families`, and that of the experiments."""
 
 import json
 import os
@@ -13,18 +13,21 @@ import tyro
 
 from .config import Config
 from .errors import UserError
+from .process import tune_process
 
 
 def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
-    """Meta-trains on a task family, evaluates on held-out tasks, and writes it all into the run folder."""
-    from .training import train as meta_train  # torch takes seconds to import: --help need not wait
+    """Meta-trains on a task family, evaluates on held-out tasks, and writes everything into the run folder."""
+    tune_process()
+    _add_working_folder()
+    from .training import train as meta_train  # torch takes seconds to import, and --help does not need it
 
     try:
         meta_train(config)
     except KeyboardInterrupt:
         arguments = [*sys.argv[1:], *(["--resume"] if "--resume" not in sys.argv else [])]
         if (config.run_dir / "checkpoint.pt").exists():
-            print(f"\nstopped; go on with: {shlex.join([*_program(), *arguments])}", file=sys.stderr)
+            print(f"\nstopped; continue with: {shlex.join([*_program(), *arguments])}", file=sys.stderr)
         sys.exit(130)
     results = json.loads((config.run_dir / "evaluation.json").read_text())
     print(table(results))
@@ -42,46 +45,68 @@ def evaluate(
     num_tasks: int | None = None,
     num_rollouts: int | None = None,
     seed: int | None = None,
+    tasks: Path | None = None,
+    trust: bool = False,
 ) -> None:
-    """Evaluates a run on held-out tasks; replaces its evaluation.json and adaptation.png.
+    """Evaluates a run on held-out tasks, and replaces its evaluation.json and adaptation.png.
 
     Args:
         run_dir: The run folder.
-        num_steps: S, adaptation steps; by default as the run was configured, and so on.
+        num_steps: S, adaptation steps. By default as in the run's options; the next three likewise.
         num_tasks: Held-out tasks.
         num_rollouts: K, rollouts of a task before and after each step.
         seed: Seed of the held-out tasks and rollouts.
+        tasks: A .npy file with tasks of your own choice, one per row, instead of held-out ones.
+        trust: Import the module that registers the run's family, if its config.json names one.
     """
-    from .evaluation import evaluate as evaluate_run
-    from .plots import write_results
+    tune_process()
+    from .results.plots import write_results
+    from .runs.evaluation import evaluate as evaluate_run
 
-    results = evaluate_run(run_dir, num_steps=num_steps, num_tasks=num_tasks, num_rollouts=num_rollouts, seed=seed)
+    if trust:
+        _add_working_folder()
+    results = evaluate_run(
+        run_dir,
+        tasks=None if tasks is None else _array(tasks),
+        num_steps=num_steps,
+        num_tasks=num_tasks,
+        num_rollouts=num_rollouts,
+        seed=seed,
+        trust=trust,
+    )
     write_results(run_dir, results)
     print(table(results))
     print(f"picture      {run_dir / 'adaptation.png'}")
 
 
 def render(
-    run_dir: tyro.conf.Positional[Path], num_tasks: int = 2, num_steps: int | None = None, seed: int | None = None
+    run_dir: tyro.conf.Positional[Path],
+    num_tasks: int = 2,
+    num_steps: int | None = None,
+    seed: int | None = None,
+    trust: bool = False,
 ) -> None:
-    """Films held-out tasks before and after adaptation, side by side: adaptation.mp4, and in TensorBoard.
+    """Films held-out tasks before and after adaptation, side by side, as adaptation.mp4 and for TensorBoard.
 
     Args:
         run_dir: The run folder.
-        num_tasks: How many of the held-out tasks to show, a row each.
-        num_steps: S, adaptation steps; by default as the run was configured.
-        seed: Seed of the held-out tasks and rollouts; by default as the run was configured.
+        num_tasks: How many of the held-out tasks to show, one per row.
+        num_steps: S, adaptation steps. By default as in the run's options.
+        seed: Seed of the held-out tasks and rollouts. By default as in the run's options.
+        trust: Import the module that registers the run's family, if its config.json names one.
     """
     import dataclasses
 
-    from torch.utils.tensorboard import SummaryWriter
-
-    from .runs import load_run
-    from .video import adaptation_video, add_video, write_video
+    tune_process()
+    from .results.video import adaptation_video, add_video, write_video
+    from .runs.folder import load_run
+    from .runs.tensorboard import event_writer
 
     if num_tasks < 1:
         raise UserError(f"num_tasks is {num_tasks}, but must be at least 1.")
-    config, policy, state = load_run(run_dir)
+    if trust:
+        _add_working_folder()
+    config, policy, state = load_run(run_dir, trust=trust)
     config = dataclasses.replace(
         config,
         eval_num_steps=config.eval_num_steps if num_steps is None else num_steps,
@@ -89,7 +114,7 @@ def render(
     )
     frames, fps = adaptation_video(policy, config, num_tasks)
     write_video(run_dir / "adaptation.mp4", frames, fps)
-    writer = SummaryWriter(str(run_dir))
+    writer = event_writer(run_dir)
     add_video(writer, "eval/video", frames, fps, state.env_steps)
     writer.close()
     print(f"video        {run_dir / 'adaptation.mp4'}")
@@ -99,19 +124,19 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
     """Compares finished runs of one family: prints a table of methods over their seeds, and draws their curves.
 
     Args:
-        run_dirs: Run folders, in any number; their options tell which of them are seeds of the same method.
+        run_dirs: Any number of run folders. Runs whose options differ only in the seed are one method.
         picture: Where to write the picture.
     """
-    from .comparison import by_method, comparison_figure, comparison_table, load_runs
-    from .plots import write_figure
+    from .results.comparison import by_method, comparison_figure, comparison_table, interval_words, load_runs
+    from .results.plots import write_figure
 
     runs = load_runs(run_dirs)
     env_id, methods = runs[0][1].env_id, by_method(runs)
     write_figure(picture, comparison_figure(env_id, methods))
     print(comparison_table(env_id, methods))
     print(
-        "\nInterquartile means over held-out tasks and seeds, 95% stratified bootstrap intervals; after as many "
-        "episodes of a task as inner steps take. Score: (method - random) / (oracle - random), means."
+        f"\nInterquartile means over tasks and seeds with their {interval_words(methods)}, after as many "
+        "episodes of a task as inner steps take. Score: (method - random) / (oracle - random), of means."
     )
     print(f"picture      {picture}")
 
@@ -134,10 +159,12 @@ def families() -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean returns with 95% intervals, a row for each method, columns for some numbers of steps."""
+    """Mean returns with 95% intervals, one row per method, and columns for some numbers of steps."""
+    from .results.plots import describe_tasks
+
     last = results["num_steps"]
     shown = [k for k in range(last + 1) if k in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, last)]
-    unit = "episode" if "rl2" in results["methods"] else "step"
+    unit = results["unit"]
     head = "".join(f"{k:>14} {unit}{'s' if k != 1 else ' '}".rjust(21) for k in shown)
     rows = []
     for title, prefix in (("return after", ""), ("success", "success_")):
@@ -150,14 +177,12 @@ def table(results: dict[str, Any]) -> str:
                 if k in shown
             )
             rows.append(f"{method:<12}" + "".join(cells))
-    rows.append(
-        f"mean ± 95% interval over {results['num_tasks']} held-out tasks, {results['num_rollouts']} rollouts each"
-    )
+    rows.append(f"mean ± 95% interval over {describe_tasks(results)}")
     return "\n".join(rows)
 
 
 def run_experiment(defaults: Config) -> NoReturn:
-    """The whole of an experiment script: its own defaults, every option of `Config` on the command line."""
+    """Runs an experiment script: its own defaults, and every option of `Config` on the command line."""
     run(lambda: train(tyro.cli(Config, default=defaults, description=f"Meta-trains on {defaults.env_id}.")))
 
 
@@ -172,31 +197,53 @@ def main() -> NoReturn:
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """Runs a command; what the user can mend is one sentence on standard error, not a traceback."""
-    # A family of one's own lies where one works: `--env-id my_family:id` finds my_family.py there. Last, so
-    # that no file there hides a module of Python's own.
-    sys.path.append(os.getcwd())
-    # TensorBoard writes in a thread of its own; what fails there is raised in the main thread again.
+    """Runs a command. What the user can fix is one sentence on standard error instead of a traceback."""
+    # TensorBoard writes in a thread of its own. What fails there is raised in the main thread again.
     threading.excepthook = lambda args: (
         None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     )
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
-    except MemoryError:
-        _fail("Out of memory; lower num_tasks, num_rollouts or horizon.")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("Out of memory; lower num_tasks, num_rollouts, horizon, hidden_sizes or chunk_tasks.")
     except BrokenPipeError:
-        # Whoever read the output has enough of it; Python's own flush at exit must not complain either.
+        # Whoever read the output has closed it. Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        # Events and pictures are written by libraries: a full or vanished disk shows here.
-        _fail(f"{error.filename or 'A file of the run'}: {error.strerror or error}; mend it, then run again.")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has an error of its own on a GPU, and a plain RuntimeError on a CPU."""
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or on_gpu or "can't allocate memory" in str(error)
+
+
+def _add_working_folder() -> None:
+    """Lets `--env-id my_family:id` find my_family.py in the working folder.
+
+    The folder comes last, so that no file in it hides a module of Python's own.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def _array(path: Path) -> Any:
+    """The array in a .npy file; files that hold code are refused."""
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is no .npy file of tasks ({error}); save an array with numpy.save.") from error
 
 
 def _fail(sentence: str) -> NoReturn:

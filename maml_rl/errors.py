@@ -1,8 +1,8 @@
-"""The one error that is the user's to mend."""
+"""The error that a user can fix."""
 
 
 class UserError(Exception):
-    """Something given from outside is wrong: one sentence on what, what was expected, and what to do.
+    """Something given from outside is wrong. The message says what, what was expected, and what to do.
 
-    The command line prints the sentence alone; everything else is a defect and keeps its traceback.
+    The command line prints only the message. Every other exception is a defect and keeps its traceback.
     """

@@ -11,9 +11,11 @@ import pytest
 import torch
 from maml_rl.envs import families
 
-from maml_rl.distributions import Categorical, Normal
-from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, initialise
-from maml_rl.rollouts import Rollouts
+from maml_rl.methods import method_of
+from maml_rl.policies import MLP, Categorical, CategoricalHead, GaussianHead, Normal, flatten, initialise
+from maml_rl.sampling.actors import TaskPolicies
+from maml_rl.sampling.collect import collect_rollouts
+from maml_rl.sampling.rollouts import Rollouts
 
 torch.set_num_threads(1)  # pytest-xdist already uses every core
 # A shell's background job ignores Ctrl-C, and so would the runs that tests start and stop by it.
@@ -53,13 +55,24 @@ def random_rollouts(kind, num_tasks=3, num_rollouts=4, horizon=5, seed=0):
         actions=actions,
         rewards=randn() * mask,
         mask=mask,
-        terminated=torch.zeros_like(mask),
         behaviour=behaviour,
         log_probs=behaviour.log_prob(actions),
         advantages=randn() * mask,
         advantage_scale=torch.ones(num_tasks, dtype=torch.float64),
-        outcomes={},
+        success=torch.full((num_tasks, num_rollouts), torch.nan),
+        failed=torch.zeros(num_tasks, num_rollouts, dtype=torch.bool),
     )
+
+
+def collect(env, policy, thetas, tasks, seeds):
+    """Rollouts of each task under its own parameters."""
+    return collect_rollouts(env, TaskPolicies(policy, thetas), tasks, env.num_envs // len(tasks), seeds)
+
+
+def phases(env, policy, theta, tasks, lr_factors, config, seeds):
+    """What the method of some options collects in all environments."""
+    num_rollouts = env.num_envs // len(tasks)
+    return method_of(config).collect(env, policy, theta, tasks, num_rollouts, seeds, lr_factors)
 
 
 @pytest.fixture(params=["normal", "categorical"])

@@ -1,4 +1,4 @@
-"""A family that does on purpose, at a given reset, what goes wrong in real runs."""
+"""Families that do on purpose what goes wrong in real runs, at a given reset or always."""
 
 import copy
 import os
@@ -170,6 +170,25 @@ class TroubledEnv(gymnasium.Env):
 
 
 gymnasium.register("tests/Troubled-v0", entry_point="misbehaving:TroubledEnv", max_episode_steps=20)
+
+
+class OldGeneratorEnv(TroubledEnv):
+    """Draws its first state from NumPy's old generator, which refuses seeds of more than 32 bits."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None or not hasattr(self, "generator"):
+            self.generator = np.random.RandomState(seed)
+        super().reset(seed=seed)
+        self.x = self.generator.uniform(-9, -8)  # far from the end
+        return np.array([self.x, 0.0]), {}
+
+
+class ThreeTasksEnv(TroubledEnv):
+    all_tasks = [[0.25], [0.5], [0.75]]  # noqa: RUF012
+
+
+for _name in ("OldGenerator", "ThreeTasks"):
+    gymnasium.register(f"tests/{_name}-v0", entry_point=f"misbehaving:{_name}Env", max_episode_steps=20)
 
 
 class NoTaskSpaceEnv(TroubledEnv):

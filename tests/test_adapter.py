@@ -45,6 +45,35 @@ def test_seeds_reach_every_environment():
     env.close()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_environments_get_seeds_of_31_bits(num_workers):
+    """The learner draws seeds of 62 bits, which NumPy's old generator refuses."""
+    env = make_vec("tests/OldGenerator-v0", 3, num_workers=num_workers)
+    for seed in (2**62 - 1, 2**31 - 2, 5):
+        observations, _ = env.reset(seed=seed)
+        expected = [np.random.RandomState((seed + i) % 2**31).uniform(-9, -8) for i in range(3)]
+        np.testing.assert_array_equal(observations[:, 0], expected)
+    seeds = [2**61, 3, 2**40 + 1]
+    observations, _ = env.reset(seed=seeds)
+    expected = [np.random.RandomState(seed % 2**31).uniform(-9, -8) for seed in seeds]
+    np.testing.assert_array_equal(observations[:, 0], expected)
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_environment_s_list_of_tasks_is_used(num_workers):
+    env = make_vec("tests/ThreeTasks-v0", 2, num_workers=num_workers)
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(np.unique(env.sample_tasks(50, rng)), [0.25, 0.5, 0.75])
+    np.testing.assert_array_equal(env.sample_test_tasks(5, rng)[:, 0], [0.25, 0.5, 0.75, 0.25, 0.5])
+    env.reset(options={"task": [[0.5], [0.75]]})
+    with pytest.raises(ValueError, match=r"task \[0.3\] does not exist; .* \[0.25\], \[0.5\], \[0.75\]"):
+        env.reset(options={"task": [[0.5], [0.3]]})
+    np.testing.assert_array_equal(env.tasks, [[0.5], [0.75]])
+    env.close()
+    assert make_vec("tests/Troubled-v0", 2).all_tasks is None
+
+
 def test_an_ended_environment_rests():
     env = make_vec("tests/Troubled-v0", 5, 20)
     env.reset(seed=0, options={"task": TASKS})
@@ -164,7 +193,7 @@ def test_slow_environments_that_come_back_are_waited_for():
         ("tests/NoTaskSpace-v0", {}, "has no task_space"),
         ("tests/NoWay-v0", {}, "no way to set the environment's task"),
         ("Acrobot-v1", {}, "has no task_space"),
-        ("CartPole-v1", {}, "is no task family"),
+        ("CartPole-v1", {}, "is not a task family"),
         ("tests/Troubled-v0", {"num_workers": -1}, "num_workers is -1, but must be at least 0"),
         ("tests/InScript-v0", {"num_workers": 1}, "move it into a module of its own"),
     ],

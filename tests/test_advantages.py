@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import random_rollouts
 
-from maml_rl.advantages import discounted_sums, features, fit_values, normalise, with_advantages
+from maml_rl.sampling.advantages import discounted_sums, features, fit_values, normalise, with_advantages
 
 
 def test_discounted_sums_by_hand():
@@ -18,8 +18,8 @@ def test_discounted_sums_by_hand():
 def test_gae_by_hand(monkeypatch):
     """γ = 0.5, λ = 0.5; V = (4, 2, 1), and the episode of the second rollout ends after two steps."""
     values = torch.tensor([[[4.0, 2.0, 1.0], [4.0, 2.0, 0.0]]], dtype=torch.float64)
-    monkeypatch.setattr("maml_rl.advantages.fit_values", lambda *_: values)
-    monkeypatch.setattr("maml_rl.advantages.normalise", lambda x, *_: (x, torch.ones(len(x))))
+    monkeypatch.setattr("maml_rl.sampling.advantages.fit_values", lambda *_: values)
+    monkeypatch.setattr("maml_rl.sampling.advantages.normalise", lambda x, *_: (x, torch.ones(len(x))))
     mask = torch.tensor([[[True, True, True], [True, True, False]]])
     rollouts = random_rollouts("normal", 1, 2, 3)._replace(
         rewards=torch.tensor([[[1.0, 2.0, 3.0], [1.0, 2.0, 0.0]]], dtype=torch.float64), mask=mask

@@ -1,6 +1,5 @@
 """Comparing runs: what a method is called, which runs are its seeds, and the statistics, by hand."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +9,17 @@ from conftest import TINY
 from scipy import stats
 
 from maml_rl import Config, UserError
-from maml_rl.comparison import at_episodes, by_method, comparison_table, interquartile_mean, label, load_runs
-from maml_rl.runs import write_json
+from maml_rl.methods import curve_name, method_of
+from maml_rl.results.comparison import (
+    at_episodes,
+    by_method,
+    comparison_table,
+    interquartile_mean,
+    label,
+    load_runs,
+)
+from maml_rl.runs.files import write_json
+from maml_rl.runs.folder import save_config
 
 RL2 = {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
 
@@ -20,8 +28,7 @@ def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, **options):
     """A run folder with ten tasks' returns around `mean` (S + 1 numbers), and the untrained policy's below it."""
     config = Config(run_dir=folder, seed=seed, eval_num_steps=steps, eval_num_rollouts=num_rollouts, **options)
     folder.mkdir(parents=True)
-    save = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("run_dir", "resume")}
-    write_json(folder / "config.json", save)
+    save_config(config)
     spread = np.random.default_rng(seed).normal(size=(10, 1))
     seen = (100 if config.rl2_episodes else 100 * num_rollouts) * np.arange(steps + 1)
     methods = {
@@ -31,7 +38,10 @@ def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, **options):
             "ci95": [[0.0, 0.0]] * (steps + 1),
             "env_steps": seen.tolist(),
         }
-        for name, values in ((config.method, np.asarray(mean)), ("random", np.full(steps + 1, -80.0)))
+        for name, values in (
+            (curve_name(method_of(config)), np.asarray(mean)),
+            ("random", np.full(steps + 1, -80.0)),
+        )
     }
     results = {"iterations": config.iterations, "num_rollouts": num_rollouts, "methods": methods}
     write_json(folder / "evaluation.json", results)
@@ -62,18 +72,22 @@ def test_methods_have_the_field_s_names(options, name):
 
 
 def test_interquartile_mean_and_its_interval():
-    """Of 1 ... 8 the middle half is 3 ... 6; seeds are strata: a gap between them is no spread."""
+    """Of 1 ... 8 the middle half is 3 ... 6. How much seeds differ is part of the interval."""
     middle, interval = interquartile_mean([np.arange(1.0, 5.0)[:, None], np.arange(5.0, 9.0)[:, None]])
     np.testing.assert_allclose(middle, [4.5])
     assert interval[0, 0] < 4.5 < interval[0, 1]
     rng = np.random.default_rng(0)
-    normal = [rng.normal((0.0, 5.0), size=(400, 2)) for _ in range(3)]
+    normal = [rng.normal((0.0, 5.0), size=(1200, 2))]
     middle, interval = interquartile_mean(normal)
     np.testing.assert_allclose(middle, stats.trim_mean(np.concatenate(normal), 0.25))
     # The interquartile mean of normal numbers has 1.19 times the variance of their mean.
     np.testing.assert_allclose(np.ptp(interval, axis=1), 2 * 1.96 * (1.19 / 1200) ** 0.5, rtol=0.15)
-    _, of_strata = interquartile_mean([np.zeros((50, 1)), np.ones((50, 1))])
-    np.testing.assert_allclose(of_strata, [[0.5, 0.5]])
+    # Seeds without any spread over tasks: the interval is that of the mean of 8 draws among 0 and 1.
+    _, of_seeds = interquartile_mean([np.full((50, 1), float(i % 2)) for i in range(8)])
+    np.testing.assert_allclose(of_seeds, [[0.0, 1.0]], atol=0.2)
+    _, of_one = interquartile_mean([rng.normal(size=(400, 1))])
+    _, of_many = interquartile_mean([rng.normal(5 * i, size=(400, 1)) for i in range(3)])
+    assert np.ptp(of_many) > 10 * np.ptp(of_one)
 
 
 def test_seeds_of_a_method_belong_together_and_others_do_not(tmp_path):

@@ -13,16 +13,29 @@ from gymnasium import spaces
 from maml_rl.envs import check_family, make_vec
 from matplotlib.figure import Figure
 from misbehaving import MixedEnv
-from test_adaptation import finite_differences, step, task
+from test_inner import finite_differences, step, task
 from test_outer import gradient, mean_over_tasks
 from torch import nn
 from torch.func import vmap
 
 import maml_rl
-from maml_rl import Config, UserError, objectives, trust_region
-from maml_rl.distributions import MultiCategorical, Normal
-from maml_rl.policies import CNN, MLP, CategoricalHead, GaussianHead, act, flatten, initialise, load, per_task
-from maml_rl.policies import make_policy as ready_made
+from maml_rl import Config, UserError
+from maml_rl.maml import linearise, trust_region
+from maml_rl.maml import objective as objectives
+from maml_rl.policies import (
+    CNN,
+    MLP,
+    CategoricalHead,
+    GaussianHead,
+    MultiCategorical,
+    Normal,
+    act,
+    flatten,
+    initialise,
+    load,
+)
+from maml_rl.policies.batched import per_task
+from maml_rl.policies.ready_made import make_policy as ready_made
 
 PIXELS = "maml_rl/PixelNavigation2D-v0"
 
@@ -203,7 +216,7 @@ def test_derivatives_with_several_actions():
     query = query._replace(behaviour=MultiCategorical(adapted.logits.unflatten(1, query.mask.shape[1:])))
     objective = mean_over_tasks(objectives.mean_kl, policy, supports, query, config)
     hessian = torch.autograd.functional.hessian(objective, theta)
-    chunks = trust_region.linearise_chunks(policy, theta, supports, query, config)
+    chunks = linearise.linearise_chunks(policy, theta, supports, query, config)
     v = torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(trust_region.kl_product(chunks, v, 3), hessian @ v, rtol=1e-9, atol=1e-11)
 
@@ -213,7 +226,7 @@ def test_a_module_of_one_s_own_trains_resumes_and_is_evaluated(tmp_path, outer):
     whole = config_of(tmp_path / "whole", iterations=4, num_workers=0, outer=outer)
     own = Own()
     before = copy.deepcopy(own.state_dict())
-    trained = maml_rl.train(whole, policy=own)
+    trained = maml_rl.train(whole, policy=own).policy
     assert isinstance(trained, Own)
     assert all(torch.equal(before[name], value) for name, value in own.state_dict().items())
     assert not torch.equal(flatten(trained), flatten(own))
@@ -227,7 +240,7 @@ def test_a_module_of_one_s_own_trains_resumes_and_is_evaluated(tmp_path, outer):
 
     part = config_of(tmp_path / "part", iterations=2, num_workers=2, outer=outer)
     maml_rl.train(part, policy=own)
-    resumed = maml_rl.train(dataclasses.replace(part, iterations=4, resume=True), policy=own)
+    resumed = maml_rl.train(dataclasses.replace(part, iterations=4, resume=True), policy=own).policy
     assert torch.equal(flatten(resumed), flatten(trained))
     assert json.loads((part.run_dir / "evaluation.json").read_text()) == results
 

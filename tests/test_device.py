@@ -9,11 +9,14 @@ from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from maml_rl import Config, UserError, objectives, train, trust_region
-from maml_rl.adaptation import ESTIMATORS, adapt, prepare
-from maml_rl.advantages import with_advantages
+from maml_rl import Config, UserError, train
+from maml_rl.maml import linearise, trust_region
+from maml_rl.maml import objective as objectives
+from maml_rl.maml.inner import ESTIMATORS, adapt
+from maml_rl.maml.step_sizes import prepare
 from maml_rl.policies import flatten
-from maml_rl.runs import load_run
+from maml_rl.runs.folder import load_run
+from maml_rl.sampling.advantages import with_advantages
 
 
 class OneDevice(TorchDispatchMode):
@@ -41,7 +44,7 @@ def test_nothing_of_the_learner_is_made_on_the_cpu(kind, context_size, estimator
     policy.to("meta")
     with OneDevice():
         adapted = vmap(lambda r: adapt(policy, theta, r, config)[0])(rollouts)
-        chunks = trust_region.linearise_chunks(policy, theta, (rollouts,), rollouts, config)
+        chunks = linearise.linearise_chunks(policy, theta, (rollouts,), rollouts, config)
         gradient = trust_region.meta_gradient(chunks, len(rollouts.mask))
         product = trust_region.kl_product(chunks, gradient, len(rollouts.mask))
         credits = objectives.exploration_credits(rollouts)
@@ -65,7 +68,7 @@ def test_advantages_stay_on_the_device(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "toaster"])
 def test_a_device_that_is_not_there_is_refused(tmp_path, device):
-    with pytest.raises(UserError, match=f"device is '{device}', but here there are only cpu"):
+    with pytest.raises(UserError, match=f"device is '{device}', but this machine only has cpu"):
         train(Config(run_dir=tmp_path, device=device))
     assert not list(tmp_path.iterdir())
 

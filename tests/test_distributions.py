@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maml_rl.distributions import Categorical, MultiCategorical, Normal
+from maml_rl.policies import Categorical, MultiCategorical, Normal
 
 # Three actions with 4, 2 and 3 values; True where an action has no such value.
 MISSING = torch.arange(4) >= torch.tensor([[4], [2], [3]])

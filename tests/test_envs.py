@@ -9,6 +9,7 @@ import pytest
 from conftest import FAMILIES, QUICK_FAMILIES
 from gymnasium.vector import AutoresetMode
 from maml_rl.envs import TaskVectorEnv, check_family, families, make_vec
+from maml_rl.envs.navigation import Navigation2DVectorEnv
 
 
 def test_registry_is_not_empty():
@@ -43,7 +44,7 @@ def test_refused_task_names_task_and_space(env_id):
     with pytest.raises(ValueError, match=r"has shape .* but .* has shape"):
         env.reset(options={"task": outside[:-1]})
     for nonsense in ("goal", [1.0, [2.0]], None):
-        with pytest.raises(ValueError, match="no array of numbers|has shape"):
+        with pytest.raises(ValueError, match="not an array of numbers|has shape"):
             env.reset(options={"task": nonsense})
 
 
@@ -80,11 +81,11 @@ def test_constructor_refuses():
         (
             "reset",
             "new task",
-            "task given is not the task in force|task in force changed|rewards are not equivalent",
+            "given task is not the task in force|task in force changed|rewards are not equivalent",
         ),
-        ("step", "same array", "changes an array returned before|share an object"),
-        ("step", "same rewards", "changes an array returned before"),
-        ("step", "own noise", "another episode|unlike a single|not equivalent"),
+        ("step", "same array", "changes an array that was returned before|share an object"),
+        ("step", "same rewards", "changes an array that was returned before"),
+        ("step", "own noise", "a different episode|from a single|like a single|not equivalent"),
     ],
 )
 def test_check_family_notices(monkeypatch, method, broken, sentence):
@@ -115,6 +116,80 @@ def test_check_family_notices(monkeypatch, method, broken, sentence):
 def test_importing_the_package_registers_the_families():
     code = "import maml_rl, gymnasium; gymnasium.make('maml_rl/Navigation2D-v0')"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_the_families_imports_only_gymnasium():
+    code = (
+        "import sys, gymnasium; before = set(sys.modules); import maml_rl.envs\n"
+        "print(*(set(sys.modules) - before - {'importlib'}))\n"
+        "from maml_rl.envs import *\n"
+        "assert all(name in globals() for name in maml_rl.envs.__all__)\n"
+        "assert not hasattr(maml_rl.envs, 'nonsense')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    imported = {name for name in result.stdout.split() if not name.startswith("__editable__")}
+    assert {
+        name for name in imported if name.split(".")[0] in ("PIL", "scipy", "mujoco", "multiprocessing")
+    } == set()
+    assert {name for name in imported if name.startswith("maml_rl.envs")} == {"maml_rl.envs"}
+
+
+def test_using_the_families_leaves_the_process_as_it_was():
+    code = """
+import logging, os, random, signal, sys, threading, warnings
+import gymnasium, mujoco, scipy.special, numpy as np  # their own settings do not count
+
+def process():
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    chance = (random.getstate(), np.random.get_state()[1].tolist())
+    loggers = (logging.root.level, logging.root.handlers[:])
+    others = (mujoco.get_mju_user_warning(), np.geterr(), os.getcwd(), sys.path[:], threading.active_count())
+    return dict(os.environ), handlers, chance, loggers, others, warnings.filters[:]
+
+warnings.simplefilter("ignore")
+before = process()
+import maml_rl.envs
+for name in ("Navigation2D", "AntVel", "HopperRandParams", "CartPoleParams", "TabularMDP"):
+    env = maml_rl.envs.make_vec(f"maml_rl/{name}-v0", 4, num_workers=int(name == "CartPoleParams"))
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
+for ours, theirs in zip(process(), before, strict=True):
+    assert ours == theirs, (ours, theirs)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("env_id", ["maml_rl/HalfCheetahDir-v0", "maml_rl/AntDir-v0"])
+def test_a_family_with_few_tasks_lists_them(env_id):
+    env = make_vec(env_id, 1)
+    for seed in range(50):
+        rng, same = np.random.default_rng(seed), np.random.default_rng(seed)
+        for num_tasks in (1, 7, 40):
+            expected = same.choice([-1.0, 1.0], size=(num_tasks, 1))
+            np.testing.assert_array_equal(env.sample_tasks(num_tasks, rng), expected)
+        assert rng.random() == same.random()  # nothing else was drawn
+    tests = env.sample_test_tasks(5, np.random.default_rng(0))
+    np.testing.assert_array_equal(tests, [[-1.0], [1.0], [-1.0], [1.0], [-1.0]])
+    assert make_vec("maml_rl/HumanoidDir-v0", 1).all_tasks is None
+    env.close()
+
+
+class FewGoalsVectorEnv(Navigation2DVectorEnv):
+    all_tasks = np.array([[0.5, 0.5], [0.0, -0.5], [0.25, 0.0]])
+
+
+def test_tasks_that_are_not_listed_are_refused():
+    env = FewGoalsVectorEnv(3)
+    assert {tuple(task) for task in env.sample_tasks(100, np.random.default_rng(0))} == set(
+        map(tuple, env.all_tasks)
+    )
+    tests = env.sample_test_tasks(4, np.random.default_rng(0))
+    np.testing.assert_array_equal(tests, env.all_tasks[[0, 1, 2, 0]])
+    env.reset(options={"task": env.all_tasks})
+    with pytest.raises(ValueError, match=r"FewGoalsVectorEnv: the task \[0.5 0. \] does not exist; choose one of"):
+        env.reset(options={"task": [[0.5, 0.5], [0.5, 0.0], [0.25, 0.0]]})
+    np.testing.assert_array_equal(env.tasks, env.all_tasks)
 
 
 def test_navigation_definition():

@@ -24,9 +24,9 @@ from exact_tabular import (
 from torch.func import grad, jacrev, vmap
 from torch.utils._pytree import tree_map
 
-from maml_rl.adaptation import ESTIMATORS, adapt, inner_loss
 from maml_rl.config import Config
-from maml_rl.objectives import exploration_credits, outer_loss
+from maml_rl.maml.inner import ESTIMATORS, adapt, inner_loss
+from maml_rl.maml.objective import exploration_credits, outer_loss
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 PROBLEMS = [(seed, horizon, ends) for seed in range(3) for horizon in (2, 3) for ends in (False, True)]

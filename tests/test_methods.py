@@ -12,8 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import maml_rl
 from maml_rl import Config
+from maml_rl.methods import curve_name, method_of
 from maml_rl.policies import flatten
-from maml_rl.runs import load_checkpoint, new_policy
+from maml_rl.runs.checkpoint import load_checkpoint
+from maml_rl.runs.folder import new_policy
 
 METHODS = {
     "lvc": {"estimator": "lvc"},
@@ -44,15 +46,16 @@ def test_every_method_trains_and_is_evaluated(method, env_id, tmp_path):
     if "log_std_lr" in options and "Tabular" in env_id:
         options = {"adapt_only": "head"}
     config = tiny(tmp_path / "run", env_id=env_id, **options)
-    policy = maml_rl.train(config)
+    name = curve_name(method_of(config))
+    policy = maml_rl.train(config).policy
     results = json.loads((config.run_dir / "evaluation.json").read_text())
     assert results == maml_rl.evaluate(config.run_dir)
-    curve = results["methods"][config.method]
+    curve = results["methods"][name]
     assert np.shape(curve["returns"]) == (3, config.eval_num_steps + 1)
     episodes = (1 if config.rl2_episodes else 2) * np.arange(config.eval_num_steps + 1)
     if "Tabular" in env_id:
         np.testing.assert_allclose(curve["env_steps"], 5 * episodes)
-    assert list(results["methods"]) == [config.method, "random"][: 2 - (method == "scratch")]
+    assert list(results["methods"]) == [name, "random"][: 2 - (method == "scratch")]
     changed = flatten(policy) != flatten(new_policy(config))
     if method == "scratch":
         assert not changed.any()
@@ -70,12 +73,12 @@ def test_every_method_trains_and_is_evaluated(method, env_id, tmp_path):
 
 @pytest.mark.parametrize("method", ["promp", "fomaml", "rl2"])
 def test_what_the_optimiser_remembers_is_resumed(method, tmp_path):
-    whole = maml_rl.train(tiny(tmp_path / "whole", **METHODS[method], iterations=4))
+    whole = maml_rl.train(tiny(tmp_path / "whole", **METHODS[method], iterations=4)).policy
     parts = tiny(tmp_path / "parts", **METHODS[method])
     maml_rl.train(parts)
-    memory = load_checkpoint(parts.run_dir, new_policy(parts)).memory
+    memory = load_checkpoint(parts.run_dir, new_policy(parts)).optimiser_state
     assert memory["state"][0]["step"] == 2 * (1 if method == "fomaml" else parts.ppo_epochs)
-    resumed = maml_rl.train(dataclasses.replace(parts, iterations=4, resume=True))
+    resumed = maml_rl.train(dataclasses.replace(parts, iterations=4, resume=True)).policy
     assert torch.equal(flatten(resumed), flatten(whole))
     one, other = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("whole", "parts"))
     assert one == other
@@ -89,8 +92,9 @@ def test_the_oracle_sees_the_task(tmp_path):
     means = []
     for config in (oracle, plain):
         maml_rl.train(config)
+        name = curve_name(method_of(config))
         results = json.loads((config.run_dir / "evaluation.json").read_text())
-        means.append(results["methods"][config.method]["mean"][0])
+        means.append(results["methods"][name]["mean"][0])
     assert means[0] > means[1] + 0.5
 
 
@@ -98,8 +102,12 @@ def test_the_table_of_methods_in_the_readme_is_made_of_options():
     """Each row's options are accepted together."""
     import tyro
 
-    rows = re.findall(r"^\| .*? \| (`--.*?) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| .*? \| (`--.*?) \|$",
+        "\n".join(page.read_text() for page in (ROOT / "docs/methods").glob("*.md")),
+        re.MULTILINE,
+    )
     commands = [re.findall(r"`(--[^`]*)`", row)[0].split() for row in rows]
     assert len(commands) >= 12
     for command in commands:
-        tyro.cli(Config, args=command)
+        method_of(tyro.cli(Config, args=command))

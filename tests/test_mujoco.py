@@ -1,10 +1,17 @@
 """MuJoCo families against Gymnasium's own environments, and their simulations breaking down."""
 
+import logging
+import os
+import subprocess
+import sys
+
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from maml_rl.envs import make_vec
 from maml_rl.envs.locomotion import HalfCheetahVelVectorEnv
+from maml_rl.envs.mujoco import quiet_mujoco
 
 NO_CONTACT_FORCES = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0}
 # Family -> Gymnasium's environment with the observation of ours, a task, and that task's reward from the
@@ -209,8 +216,16 @@ def test_halves_keep_what_a_subclass_and_its_user_set():
     env.close()
 
 
+@pytest.fixture
+def quiet():
+    before = mujoco.get_mju_user_warning()
+    quiet_mujoco()
+    yield
+    mujoco.set_mju_user_warning(before)
+
+
 @pytest.mark.parametrize("broken", [np.nan, 1e12])
-def test_a_simulation_that_blows_up_ends_its_episode_alone(broken, tmp_path, monkeypatch, capfd):
+def test_a_simulation_that_blows_up_ends_its_episode_alone(quiet, broken, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     env = make_vec("maml_rl/HalfCheetahVel-v0", 4, 10)
     env.reset(seed=0)
@@ -258,7 +273,7 @@ def test_a_model_that_does_not_compile_is_refused(tmp_path):
 )
 def test_tasks_outside_the_family_are_refused(env_id, task):
     env = make_vec(f"maml_rl/{env_id}-v0", 1)
-    with pytest.raises(ValueError, match="metres away|no direction"):
+    with pytest.raises(ValueError, match="metres away|not a direction"):
         env.reset(options={"task": [task]})
     env.close()
 
@@ -295,3 +310,53 @@ def test_the_camera_goes_with_the_body():
         red, green, _ = np.moveaxis(frame.astype(int), 2, 0)
         assert (red > green + 20).sum() > 200  # the body is the only thing of that colour
     env.close()
+
+
+def test_quiet_mujoco_keeps_a_handler_that_is_installed():
+    before = mujoco.get_mju_user_warning()
+    mine = [].append
+    try:
+        mujoco.set_mju_user_warning(None)
+        quiet_mujoco()
+        assert mujoco.get_mju_user_warning() == logging.getLogger("mujoco").debug
+        mujoco.set_mju_user_warning(mine)
+        quiet_mujoco()
+        assert mujoco.get_mju_user_warning() == mine
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
+@pytest.mark.parametrize("given", ["", "egl", "osmesa"])
+def test_rendering_leaves_the_process_as_it_was(given):
+    """In a process of its own, because OpenGL is chosen once in each."""
+    code = """
+import os, subprocess, gymnasium, mujoco
+from maml_rl.envs import make_vec
+before, context = dict(os.environ), mujoco.gl_context.GLContext
+ran, run = [], subprocess.run
+subprocess.run = lambda *arguments, **kwargs: (ran.append(arguments), run(*arguments, **kwargs))[1]
+for name in ("HalfCheetahVel", "AntVel"):
+    env = make_vec(f"maml_rl/{name}-v0", 2, 10, render_mode="rgb_array")
+    env.reset(seed=0)
+    try:
+        assert all(frame.std() > 1 for frame in env.render())
+    except gymnasium.error.DependencyNotInstalled as error:
+        print("no OpenGL:", error)
+        break
+    finally:
+        env.close()
+    attempts = len(ran) if name == "HalfCheetahVel" else attempts
+else:
+    assert len(ran) == attempts  # the second environment tries no backend again
+assert dict(os.environ) == before
+assert mujoco.gl_context.GLContext is context
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
+    environment["MUJOCO_GL"] = given
+    attempt = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
+    if given and subprocess.run(attempt, env=environment, capture_output=True).returncode != 0:
+        pytest.skip(f"no OpenGL here by way of {given}")
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if "no OpenGL" in result.stdout:
+        pytest.skip("no OpenGL here")
+    assert result.returncode == 0, result.stderr

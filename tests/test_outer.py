@@ -6,15 +6,20 @@ import dataclasses
 import pytest
 import torch
 from conftest import make_policy, random_rollouts
-from test_adaptation import finite_differences, task
+from test_inner import finite_differences, task
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from maml_rl import UserError, objectives, outer, trust_region
-from maml_rl.adaptation import ESTIMATORS, LOG_LR_FACTORS, adapt, prepare
-from maml_rl.advantages import with_advantages
+from maml_rl import UserError
 from maml_rl.config import Config
+from maml_rl.maml import linearise, outer, trust_region
+from maml_rl.maml import objective as objectives
+from maml_rl.maml.inner import ESTIMATORS, adapt
+from maml_rl.maml.step_sizes import prepare
+from maml_rl.methods import method_of
 from maml_rl.policies import flatten, unflatten
+from maml_rl.policies.parameters import LOG_LR_FACTORS
+from maml_rl.sampling.advantages import with_advantages
 
 
 def problem(kind, num_steps, **options):
@@ -51,7 +56,7 @@ def mean_over_tasks(f, policy, supports, query, config):
 
 
 def gradient(policy, theta, supports, query, config):
-    chunks = trust_region.linearise_chunks(policy, theta, supports, query, config)
+    chunks = linearise.linearise_chunks(policy, theta, supports, query, config)
     return trust_region.meta_gradient(chunks, len(query.mask))
 
 
@@ -95,7 +100,7 @@ def test_kl_product_equals_the_twice_differentiated_kl(kind, num_steps):
     policy, theta, supports, query, config = problem(kind, num_steps)
     objective = mean_over_tasks(objectives.mean_kl, policy, supports, query, config)
     hessian = torch.autograd.functional.hessian(objective, theta)
-    chunks = trust_region.linearise_chunks(policy, theta, supports, query, config)
+    chunks = linearise.linearise_chunks(policy, theta, supports, query, config)
     for seed in range(3):
         v = torch.randn(len(theta), generator=torch.Generator().manual_seed(seed), dtype=theta.dtype)
         torch.testing.assert_close(trust_region.kl_product(chunks, v, 3), hessian @ v, rtol=1e-9, atol=1e-11)
@@ -309,7 +314,7 @@ def test_learned_step_sizes_have_a_meta_gradient_and_a_metric(kind):
     hessian = torch.autograd.functional.hessian(
         mean_over_tasks(objectives.mean_kl, policy, supports, query, config), theta
     )
-    chunks = trust_region.linearise_chunks(policy, theta, supports, query, config)
+    chunks = linearise.linearise_chunks(policy, theta, supports, query, config)
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
     torch.testing.assert_close(trust_region.kl_product(chunks, v, 3), hessian @ v, rtol=1e-9, atol=1e-11)
     new, _, info = trust_region.trpo_step(policy, theta, {}, [*supports, query], config)
@@ -320,7 +325,7 @@ def test_learned_step_sizes_have_a_meta_gradient_and_a_metric(kind):
 
 def test_an_optimiser_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="outer is 'sgd', but must be one of trpo, ppo, adam, reptile"):
-        outer.optimiser(Config(outer="sgd"))
+        method_of(Config(outer="sgd"))
 
 
 def test_a_task_that_pays_alike_everywhere_has_no_credit_for_exploring():

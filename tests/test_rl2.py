@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import random_rollouts
+from conftest import phases, random_rollouts
 from torch.func import functional_call
 
 import maml_rl
 from maml_rl import Config, UserError
-from maml_rl.adaptation import rollouts_through_adaptation
+from maml_rl.methods import method_of
 from maml_rl.policies import MLP, GaussianHead, flatten, unflatten
-from maml_rl.rl2 import as_trials, rl2_step
-from maml_rl.rollouts import make_env
-from maml_rl.runs import new_policy
+from maml_rl.rl2 import as_trials, ppo_on_trials
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.families import make_env
 
 RL2 = {"rl2_episodes": 3, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
 
@@ -26,7 +26,7 @@ def episodes(env_id, num_tasks=4, num_rollouts=5, horizon=6, num_episodes=3, **o
     theta = flatten(policy) + 0.3 * torch.randn(len(flatten(policy)), generator=torch.Generator().manual_seed(0))
     tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
     factors = [1.0] * (num_episodes - 1)
-    batches = rollouts_through_adaptation(env, policy, theta, tasks, factors, config, np.random.SeedSequence(0))
+    batches = phases(env, policy, theta, tasks, factors, config, np.random.SeedSequence(0))
     return config, policy, theta, list(batches)
 
 
@@ -86,12 +86,12 @@ def test_credit_goes_back_over_the_end_of_an_episode():
     """Where only the last episode pays, what was done in those before still has a gradient."""
     config, policy, theta, batches = episodes("maml_rl/TabularMDP-v0", gae_lambda=1.0, ppo_epochs=1)
     batches = [batch._replace(rewards=batch.rewards * (i == 2)) for i, batch in enumerate(batches)]
-    _, memory, info = rl2_step(policy, theta, {}, batches, config)
+    _, memory, info = ppo_on_trials(policy, theta, {}, batches, config)
     assert info["surrogate_before"] == pytest.approx(0.0, abs=1e-5)  # ratios are 1, advantages normalised
     assert info["surrogate_after"] < 0 < info["kl"]
     # Ratios of nearly 0 silence the steps of the last episode.
     silent = batches[2]._replace(log_probs=batches[2].log_probs + 50)
-    _, other, _ = rl2_step(policy, theta, {}, [*batches[:2], silent], config)
+    _, other, _ = ppo_on_trials(policy, theta, {}, [*batches[:2], silent], config)
     whole, earlier = (m["state"][0]["exp_avg"].norm() for m in (memory, other))
     assert earlier > 0.1 * whole
 
@@ -133,22 +133,22 @@ def test_it_learns_to_try_and_to_remember(tmp_path):
         ({**RL2, "num_steps": 1}, "num_steps is 1, but RL² adapts by its memory.*choose num_steps 0"),
         ({**RL2, "estimator": "dice"}, "estimator is 'dice', but RL² adapts by its memory"),
         ({**RL2, "outer": "trpo"}, "RL² is trained by PPO; choose outer ppo"),
-        ({**RL2, "context_size": 2}, "context_size is no part of RL²"),
-        ({**RL2, "observe_task": True}, "observe_task is no part of RL²"),
-        ({**RL2, "kl_penalty": 1.0}, "kl_penalty is 1.0, but counts only with outer ppo and inner steps"),
-        ({"outer": "adam", "max_kl": 0.1}, "max_kl is 0.1, but counts only with outer trpo; choose that"),
-        ({"outer_lr": 0.1}, "outer_lr is 0.1, but counts only with outer ppo, adam or reptile"),
-        ({"ppo_clip": 0.1}, "ppo_clip is 0.1, but counts only with outer ppo"),
-        ({"first_order": True, "estimator": "lvc"}, "counts only with second derivatives, not with first_order"),
+        ({**RL2, "context_size": 2}, "context_size is 2, but RL² does not use it; leave context_size out"),
+        ({**RL2, "observe_task": True}, "observe_task is True, but RL² does not use it"),
+        ({**RL2, "kl_penalty": 1.0}, "kl_penalty is 1.0, but RL² does not use it"),
+        ({"outer": "adam", "max_kl": 0.1}, "max_kl is 0.1, but is only used with outer trpo; choose that"),
+        ({"outer_lr": 0.1}, "outer_lr is 0.1, but is only used with outer ppo, adam or reptile"),
+        ({"ppo_clip": 0.1}, "ppo_clip is 0.1, but is only used with outer ppo"),
+        ({"first_order": True, "estimator": "lvc"}, "is only used with second derivatives, not with first_order"),
         ({"num_steps": 0, "estimator": "lvc"}, "no inner step to differentiate; choose num_steps 1 or more"),
         ({"num_steps": 0, "first_order": True}, "no inner step to differentiate"),
         ({"observe_task": True}, "sees the task has nothing to adapt to; choose num_steps 0"),
-        ({"dice_lambda": 0.5}, "dice_lambda is 0.5, but counts only with estimator dice"),
+        ({"dice_lambda": 0.5}, "dice_lambda is 0.5, but is only used with estimator dice"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
-        Config(**options)
+        method_of(Config(**options))
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_combinations_that_make_no_sense_are_refused(options, sentence):
             {"adapt_only": "body"},
             "adapt_only is 'body', but the policy's parts are head; choose",
         ),
-        (RL2, "the policy given is a Linear; RL² needs a maml_rl.recurrent.GRUPolicy"),
-        ({}, "The policy given returns a Tensor, but must return one of maml_rl.distributions"),
+        (RL2, "The policy given is a Linear, but RL² needs a maml_rl.rl2.GRUPolicy"),
+        ({}, "The policy given returns a Tensor, but must return one of maml_rl.policies"),
         ({"estimator": "reinforce"}, "estimator is 'reinforce', but must be one of vpg, lvc, dice"),
         ({"outer": "sgd"}, "outer is 'sgd', but must be one of trpo"),
     ],
@@ -174,7 +174,7 @@ def test_what_does_not_fit_the_policy_or_is_not_there_is_refused(tmp_path, optio
 
 
 def test_a_memory_of_several_layers_is_refused():
-    with pytest.raises(UserError, match="the memory of RL² is one layer; choose one number"):
+    with pytest.raises(UserError, match="RL² has one recurrent layer; choose one number"):
         new_policy(Config(**{**RL2, "hidden_sizes": (8, 8)}))
 
 
@@ -188,6 +188,6 @@ def test_advantages_keep_their_size_where_asked():
         assert all((batch.advantage_scale == 1).all() == (not normalised) for batch in batches)
         for factor in (1.0, 10.0):
             scaled = [batch._replace(rewards=factor * batch.rewards) for batch in batches]
-            norms[normalised, factor] = rl2_step(policy, theta, {}, scaled, config)[2]["gradient_norm"]
+            norms[normalised, factor] = ppo_on_trials(policy, theta, {}, scaled, config)[2]["gradient_norm"]
     assert norms[True, 10.0] == pytest.approx(norms[True, 1.0], rel=1e-3)
     assert norms[False, 10.0] == pytest.approx(10 * norms[False, 1.0], rel=0.1)

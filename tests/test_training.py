@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, phases
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import maml_rl
 from maml_rl import Config, UserError
-from maml_rl.adaptation import rollouts_through_adaptation
-from maml_rl.evaluation import evaluate, held_out_rollouts
 from maml_rl.policies import flatten
-from maml_rl.rollouts import make_env
-from maml_rl.runs import load_checkpoint, load_config, new_policy
-from maml_rl.streams import stream
+from maml_rl.runs.checkpoint import load_checkpoint
+from maml_rl.runs.evaluation import evaluate, evaluate_policy, held_out
+from maml_rl.runs.folder import load_config, new_policy
+from maml_rl.sampling.families import make_env
+from maml_rl.sampling.streams import stream
 
 MISBEHAVING = ("--env-id", "misbehaving:tests/Misbehaving-v0")
 
@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
         eval_every=2,
         checkpoint_every=2,
     )
-    return config, maml_rl.train(config)
+    return config, maml_rl.train(config).policy
 
 
 def test_run_folder_holds_everything(finished):
@@ -175,7 +175,7 @@ def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, h
     assert load_checkpoint(tmp_path / "run", new_policy(config)).iteration == done
     if how == "SIGINT":  # the printed command, as it stands
         program, *arguments = shlex.split(
-            stopped.stderr.strip().splitlines()[-1].removeprefix("stopped; go on with: ")
+            stopped.stderr.strip().splitlines()[-1].removeprefix("stopped; continue with: ")
         )
         assert program == sys.executable
         assert arguments.pop(0) == "-m"
@@ -258,7 +258,7 @@ def test_full_disk_under_the_event_file(command, tmp_path):
         "train", *TINY, "--iterations", 40, "--checkpoint-every", 40, "--run-dir", "run", script=limited
     )
     assert result.returncode == 2
-    assert "File too large; mend it" in result.stderr
+    assert "Cannot write TensorBoard events into run (File too large); make room" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -309,11 +309,11 @@ def test_a_checkpoint_with_code_is_not_run(finished, tmp_path):
 def test_evaluation_leaves_the_policy_untouched(finished):
     config, policy = finished
     before = flatten(policy)
-    first = evaluate(policy, config)
+    first = evaluate_policy(policy, config)
     assert torch.equal(flatten(policy), before)
-    assert first == evaluate(policy, config)
+    assert first == evaluate_policy(policy, config)
     # Nothing is carried over from one method to the next.
-    assert evaluate(new_policy(config), config)["methods"]["maml"] == first["methods"]["random"]
+    assert evaluate_policy(new_policy(config), config)["methods"]["maml"] == first["methods"]["random"]
 
 
 def test_nothing_is_carried_from_one_task_to_the_next(finished):
@@ -324,9 +324,7 @@ def test_nothing_is_carried_from_one_task_to_the_next(finished):
     curves = [
         [
             batch.rewards[0]
-            for batch in rollouts_through_adaptation(
-                env, policy, flatten(policy), some, [1.0, 0.5], config, stream(0, "test")
-            )
+            for batch in phases(env, policy, flatten(policy), some, [1.0, 0.5], config, stream(0, "test"))
         ]
         for some in (tasks, np.array([tasks[0], [0.0, 0.0], [0.2, 0.2]]))
     ]
@@ -337,26 +335,29 @@ def test_nothing_is_carried_from_one_task_to_the_next(finished):
 def test_held_out_tasks_are_the_family_s_test_tasks():
     config = Config(env_id="tests/SuccessOnce-v0", horizon=4, num_workers=0, eval_num_tasks=3, eval_num_rollouts=2)
     policy = new_policy(config)
-    _, held_out, batches = held_out_rollouts(policy, flatten(policy), config)
-    np.testing.assert_array_equal(held_out, np.full((3, 1), 0.75))
-    assert all(batch.outcomes["success"].all() for batch in batches)
+    with held_out(policy, flatten(policy), config) as (_, tasks, batches):
+        np.testing.assert_array_equal(tasks, np.full((3, 1), 0.75))
+        assert all((batch.success == (batch.mask.sum(-1) >= 2)).all() for batch in batches)
 
 
 def test_held_out_tasks_are_no_training_tasks(finished):
     """Not even with the same seed for both."""
     config, policy = finished
     config = dataclasses.replace(config, eval_seed=config.seed)
-    _, held_out, _ = held_out_rollouts(policy, flatten(policy), config)
+    with held_out(policy, flatten(policy), config) as (_, held_out_tasks, _):
+        pass
     env = make_env(config, 1)
     for iteration in range(config.iterations):
         rng = np.random.default_rng(stream(config.seed, "tasks", iteration))
         for task in env.sample_tasks(config.num_tasks, rng):
-            assert not (held_out == task).all(axis=1).any()
+            assert not (held_out_tasks == task).all(axis=1).any()
 
 
 def test_evaluate_command_and_options(command, finished, tmp_path):
     shutil.copytree(finished[0].run_dir, tmp_path / "run")
-    result = command("evaluate", "run", "--num-steps", 4, "--num-tasks", 5, "--num-rollouts", 3, "--seed", 7)
+    result = command(
+        *("evaluate", "run", "--num-steps", 4, "--num-tasks", 5, "--num-rollouts", 3, "--seed", 7, "--trust")
+    )
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert np.shape(results["methods"]["maml"]["returns"]) == (5, 5)
@@ -379,7 +380,7 @@ def test_families_command(command):
         (("train", "--num-rollouts", "many"), "many"),
         (("train", "--run-dir", "/proc/run"), "Cannot make the run folder /proc/run"),
         (("evaluate", "nowhere"), "holds no run"),
-        (("evaluate", "run", "--num-tasks", "1"), "eval_num_tasks is 1, but must be at least 2"),
+        (("evaluate", "run", "--num-tasks", "1", "--trust"), "eval_num_tasks is 1, but must be at least 2"),
     ],
 )
 def test_bad_input_is_one_sentence(command, finished, tmp_path, arguments, sentence):

@@ -20,15 +20,22 @@ import torch
 import tyro
 from torch.func import vmap
 
-from maml_rl import Config, objectives, outer, trust_region
-from maml_rl.adaptation import adapt, rollouts_through_adaptation
-from maml_rl.advantages import features, with_advantages
-from maml_rl.allocator import keep_memory
+from maml_rl import Config
+from maml_rl.maml import objective, trust_region
+from maml_rl.maml.inner import adapt
+from maml_rl.maml.linearise import linearise_chunks
+from maml_rl.methods import method_of
 from maml_rl.policies import flatten
-from maml_rl.rollouts import Rollouts, action_map, collect, make_env, one_thread
-from maml_rl.runs import State, close, new_policy, open_run, tensorboard
-from maml_rl.streams import integer_seed, stream
-from maml_rl.training import checkpoint, log_iteration
+from maml_rl.process import tune_process
+from maml_rl.recording import open_run
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.actors import TaskPolicies
+from maml_rl.sampling.advantages import features, with_advantages
+from maml_rl.sampling.collect import collect_rollouts, one_thread
+from maml_rl.sampling.families import make_env
+from maml_rl.sampling.rollouts import Rollouts
+from maml_rl.sampling.spaces import action_map
+from maml_rl.sampling.streams import integer_seed, stream
 
 NAVIGATION, CHEETAH = "maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0"
 
@@ -74,9 +81,9 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     theta = flatten(policy)
     thetas = theta.expand(num_tasks, -1)
     tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
-    support, query = rollouts_through_adaptation(env, policy, theta, tasks, [1.0], config, stream(0, "benchmark"))
+    support, query = method_of(config).collect(env, policy, theta, tasks, num_rollouts, stream(0, "benchmark"))
     adapted = vmap(lambda t, s: adapt(policy, t, s, config)[0], chunk_size=chunk_tasks)(thetas, support)
-    chunks = trust_region.linearise_chunks(policy, theta, (support,), query, config)
+    chunks = linearise_chunks(policy, theta, (support,), query, config)
     gradient = trust_region.meta_gradient(chunks, num_tasks)
 
     def phase(k: int) -> np.random.SeedSequence:
@@ -101,7 +108,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         leaf = theta.clone().requires_grad_()
 
         def kl(support: Any, query: Any) -> torch.Tensor:
-            return objectives.mean_kl(objectives.adapted_policy(policy, leaf, (support,), query, config), query)
+            return objective.mean_kl(objective.adapted_policy(policy, leaf, (support,), query, config), query)
 
         (slope,) = torch.autograd.grad(vmap(kl)(support, query).mean(), leaf, create_graph=True)
         return lambda: torch.autograd.grad(slope, leaf, gradient, retain_graph=True)
@@ -114,14 +121,18 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     columns = features(support.observations[:1, :1]).shape[-1]
     gram = torch.randn(num_tasks, support.mask[0].numel(), columns, dtype=torch.float64)
     parts: dict[str, Callable[[], Any]] = {
-        "collect_before": lambda: collect(env, policy, thetas, tasks, phase(0)),
-        "collect_after": lambda: collect(env, policy, adapted, tasks, phase(1)),
+        "collect_before": lambda: collect_rollouts(
+            env, TaskPolicies(policy, thetas), tasks, num_rollouts, phase(0)
+        ),
+        "collect_after": lambda: collect_rollouts(
+            env, TaskPolicies(policy, adapted), tasks, num_rollouts, phase(1)
+        ),
         "advantages": lambda: with_advantages(support, config.discount, config.gae_lambda),
         "adapt": lambda: vmap(lambda t, s: adapt(policy, t, s, config), chunk_size=chunk_tasks)(thetas, support),
-        "linearise": lambda: trust_region.linearise_chunks(policy, theta, (support,), query, config),
+        "linearise": lambda: linearise_chunks(policy, theta, (support,), query, config),
         "gradient": lambda: trust_region.meta_gradient(chunks, num_tasks),
         "kl_product": lambda: trust_region.kl_product(chunks, gradient, num_tasks),
-        "line_search_candidate": lambda: objectives.outer_objective(policy, theta, (support,), query, config),
+        "line_search_candidate": lambda: objective.outer_objective(policy, theta, (support,), query, config),
     }
     # Products in a layer's shape, for the first, the middle and the last of three layers. A forward pass has one
     # in each, its gradient one for the weights and, but in the first, one for the inputs. A product with the
@@ -140,13 +151,14 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
 
     def iteration(**options: Any) -> Callable[[], None]:
         own = dataclasses.replace(config, **options)
+        method = method_of(own)
         own_policy = new_policy(own)
         own_theta = flatten(own_policy)
 
         def run() -> None:
             seeds = stream(0, "benchmark")
-            batches = [*rollouts_through_adaptation(env, own_policy, own_theta, tasks, [1.0], own, seeds)]
-            outer.optimiser(own)(own_policy, own_theta, {}, batches, own)
+            batches = [*method.collect(env, own_policy, own_theta, tasks, num_rollouts, seeds)]
+            method.update(own_policy, own_theta, {}, batches)
 
         return run
 
@@ -155,27 +167,26 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         "maml_learned_lr": iteration(learn_lr="parameter"),
         "promp_5_epochs": iteration(estimator="lvc", outer="ppo", ppo_epochs=5),
     }
+    many = {"iterations": 10**6, "eval_every": 0, "checkpoint_every": 10**6}
+    small_evaluation = {"eval_num_tasks": 2, "eval_num_rollouts": 1, "eval_num_steps": 0}
     with tempfile.TemporaryDirectory() as folder:
-        run_config = dataclasses.replace(config, run_dir=Path(folder))
-        before = open_run(run_config, policy)
-        writer = tensorboard(run_config, before)
-        after = State(theta, theta, {}, 1, 2 * support.mask.numel())
-        info = dict.fromkeys(("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted"), 0.0)
-        bookkeeping = {
-            "log": lambda: log_iteration(writer, before, after, [support, query], info, 1.0, 1.0),
-            "checkpoint": lambda: checkpoint(writer, run_config, policy, after),
-        }
-        turns = in_turns(
-            {
-                **parts,
-                **{f"{name} floor": f for name, f in floors.items()},
-                "kl_product_twice_differentiated": twice_differentiated(),
-                **variants,
-                **bookkeeping,
-            },
-            repetitions,
-        )
-        close(writer)
+        run_config = dataclasses.replace(config, run_dir=Path(folder) / "run", **many, **small_evaluation)
+        figures = dict.fromkeys(("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted"), 0.0)
+        with open_run(run_config, method_of(run_config)) as run:
+            bookkeeping = {
+                "log": lambda: run.record(theta, {}, [support, query], figures),
+                "checkpoint": lambda: run.checkpoint(run.state),
+            }
+            turns = in_turns(
+                {
+                    **parts,
+                    **{f"{name} floor": f for name, f in floors.items()},
+                    "kl_product_twice_differentiated": twice_differentiated(),
+                    **variants,
+                    **bookkeeping,
+                },
+                repetitions,
+            )
 
     def median(name: str) -> float:
         return statistics.median(turn[name] for turn in turns)
@@ -217,7 +228,7 @@ def main(repetitions: int = 15, chunk_tasks: int = 10) -> None:
         repetitions: Turns that count.
         chunk_tasks: Tasks differentiated at once.
     """
-    keep_memory()
+    tune_process()
     report = {
         "threads": torch.get_num_threads(),
         "families": [

@@ -14,18 +14,18 @@ import numpy as np
 import tyro
 
 from maml_rl import Config
-from maml_rl.adaptation import rollouts_through_adaptation
-from maml_rl.allocator import keep_memory
-from maml_rl.outer import optimiser
+from maml_rl.methods import method_of
 from maml_rl.policies import flatten
-from maml_rl.rollouts import make_env
-from maml_rl.runs import new_policy
-from maml_rl.streams import stream
+from maml_rl.process import tune_process
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.families import make_env
+from maml_rl.sampling.streams import stream
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Seconds of collecting, with adaptation, and of the outer step, and the peak of memory."""
-    keep_memory()
+    tune_process()
+    method = method_of(config)
     env = make_env(config, config.num_tasks * config.num_rollouts)
     policy = new_policy(config)
     theta = flatten(policy)
@@ -33,9 +33,9 @@ def measure(config: Config) -> dict[str, Any]:
         tasks = env.sample_tasks(config.num_tasks, np.random.default_rng(iteration))
         seeds = stream(0, "benchmark", iteration)
         start = time.perf_counter()
-        batches = [*rollouts_through_adaptation(env, policy, theta, tasks, [1.0], config, seeds)]
+        batches = [*method.collect(env, policy, theta, tasks, config.num_rollouts, seeds)]
         collected = time.perf_counter()
-        theta, _, _ = optimiser(config)(policy, theta, {}, batches, config)
+        theta, _, _ = method.update(policy, theta, {}, batches)
         end = time.perf_counter()
     return {
         "M": config.num_tasks,

@@ -28,9 +28,13 @@ from mujoco.rollout import Rollout as ThreadPool
 
 from maml_rl import Config
 from maml_rl.policies import flatten
-from maml_rl.rollouts import Rollouts, action_map, collect, make_env
-from maml_rl.runs import new_policy
-from maml_rl.streams import integer_seed, stream
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.actors import TaskPolicies
+from maml_rl.sampling.collect import collect_rollouts
+from maml_rl.sampling.families import make_env
+from maml_rl.sampling.rollouts import Rollouts
+from maml_rl.sampling.spaces import action_map
+from maml_rl.sampling.streams import integer_seed, stream
 
 NUM_TASKS, NUM_ROLLOUTS = 40, 20
 PEERS = {"HalfCheetahVel": "HalfCheetah-v5", "AntVel": "Ant-v5"}
@@ -85,7 +89,9 @@ def stepping(name: str, horizon: int, repetitions: int) -> dict[str, Any]:
     slots = {"task": np.repeat(tasks, NUM_ROLLOUTS, axis=0)}
 
     def rollouts() -> Rollouts:
-        return collect(env, policy, thetas, tasks, stream(0, "benchmark"))
+        return collect_rollouts(
+            env, TaskPolicies(policy, thetas), tasks, num_envs // NUM_TASKS, stream(0, "benchmark")
+        )
 
     # All parts start from the same states and take the policy's actions: others make other contacts.
     seed = integer_seed(stream(0, "benchmark").spawn(2)[0])

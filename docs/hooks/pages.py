@@ -1,0 +1,55 @@
+"""What the site shows beside its written pages: pictures of the results, and what is generated from the code."""
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path
+
+import architecture
+import options_table
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
+GENERATED = {"options": options_table.markdown}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Links the package as it is imported, with envs/ in it, for the API reference to read."""
+    tree = ROOT / "build" / "api" / "maml_rl"
+    tree.mkdir(parents=True, exist_ok=True)
+    for link in tree.iterdir():
+        link.unlink()
+    for source in [*(ROOT / "maml_rl").iterdir(), ROOT / "envs"]:
+        (tree / source.name).symlink_to(source)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pictures under experiments/results and the drawing of the architecture."""
+    for picture in sorted(RESULTS.rglob("*.png")):
+        name = f"results/{picture.relative_to(RESULTS).as_posix()}"
+        files.append(File.generated(config, name, abs_src_path=str(picture)))
+    files.append(File.generated(config, "architecture.svg", content=architecture.svg(architecture.rooms(ROOT))))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fills in what is generated or included, and turns links of the repository into those of the site."""
+    folder = posixpath.dirname(page.file.src_uri)
+    markdown = re.sub(r"<!-- generated: (\w+) -->", lambda match: GENERATED[match[1]](), markdown)
+    markdown = re.sub(
+        r"<!-- include: (\S+) -->",
+        lambda match: (ROOT / match[1]).read_text().replace("](docs/", "]("),
+        markdown,
+    )
+    return re.sub(
+        r"\]\((?:\.\./)+experiments/(results/[^)]*)\)",
+        lambda match: f"]({posixpath.relpath(match[1], folder)})",
+        markdown,
+    )

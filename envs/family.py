@@ -1,0 +1,186 @@
+"""The interface that the learner uses: N environments, each with a task of its own."""
+
+import os
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import batch_space
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def num_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_words(thing: Array | spaces.Space[Any]) -> str:
+    """Writes a task or a space for a message. Long arrays are shortened to their first and last numbers."""
+    if isinstance(thing, spaces.Box):
+        low, high = (
+            str(bound.flat[0]) if bound.size and (bound == bound.flat[0]).all() else in_words(bound)
+            for bound in (thing.low, thing.high)
+        )
+        return f"Box({low}, {high}, {thing.shape}, {thing.dtype})"
+    return np.array2string(thing, precision=4, threshold=12) if isinstance(thing, np.ndarray) else str(thing)
+
+
+class VectorFamily(VectorEnv[Any, Any, Any]):
+    """N environments of one task family. The learner uses only this interface.
+
+    `reset(options={"task": tasks})` sets the tasks, of shape (N, D). They stay in force through all later resets
+    and auto-resets until new ones are given. Before that, all environments have the same fixed, arbitrary task.
+
+    Args:
+        num_envs: The number of environments N.
+        max_episode_steps: The horizon H, after which an episode is truncated. None means no horizon.
+        render_mode: None or "rgb_array".
+
+    Attributes:
+        task_space: The space of one task, usually a `Box` of D numbers.
+        all_tasks: Every task there is, (n, D), if p(T) has only a few. Held-out tasks are then tasks that training
+            has seen. None if p(T) has more tasks than can be listed.
+        tasks: The tasks in force, (N, D).
+        quiet: Whether new environments send a simulator's warnings to the log. The command line switches it on.
+    """
+
+    quiet: ClassVar[bool] = False
+    task_space: spaces.Space[Any]
+    all_tasks: Array | None = None
+
+    def __init__(self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None):
+        if num_envs < 1:
+            raise ValueError(f"{self.name}: num_envs is {num_envs}, but must be at least 1.")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ValueError(f"{self.name}: max_episode_steps is {max_episode_steps}, but must be at least 1.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(
+                f"{self.name}: render_mode is {render_mode!r}, but must be None or one of "
+                f"{self.metadata['render_modes']}."
+            )
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self._resize(num_envs)
+
+    def _resize(self, num_envs: int) -> None:
+        """Sets everything that depends on the number of environments, as if the object were new."""
+        self.num_envs = num_envs
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.tasks = self._checked_tasks(
+            np.repeat(self.sample_tasks(1, np.random.default_rng(0)), num_envs, axis=0)
+        )
+
+    @property
+    def name(self) -> str:
+        """The family's name in messages."""
+        return type(self).__name__
+
+    def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        """Draws tasks from p(T). By default uniformly from `all_tasks`, or else from a bounded `task_space`.
+
+        Args:
+            num_tasks: The number of tasks M.
+            rng: The only source of randomness.
+
+        Returns:
+            The tasks, (M, D).
+        """
+        if self.all_tasks is not None:
+            return self.all_tasks[rng.integers(0, len(self.all_tasks), size=num_tasks)]
+        space = self.task_space
+        if not (isinstance(space, spaces.Box) and space.is_bounded()):
+            raise NotImplementedError(
+                f"{self.name}: sample_tasks draws uniformly from a bounded Box, but task_space is {space}; "
+                "define sample_tasks(num_tasks, rng) in the family."
+            )
+        return rng.uniform(space.low, space.high, size=(num_tasks, *space.shape)).astype(space.dtype)
+
+    def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        """Draws held-out tasks (M, D). By default `all_tasks` in turn, or else tasks from p(T)."""
+        if self.all_tasks is not None:
+            return np.resize(self.all_tasks, (num_tasks, *self.all_tasks.shape[1:]))
+        return self.sample_tasks(num_tasks, rng)
+
+    def task_problem(self, tasks: Array) -> str | None:
+        """Checks tasks (n, D) that are in `task_space`. By default they must be among `all_tasks`, if it is set.
+
+        Returns:
+            A sentence that says what is wrong, or None if the tasks are valid.
+        """
+        if self.all_tasks is None:
+            return None
+        known = np.asarray(self.all_tasks).astype(tasks.dtype)
+        for task in tasks:
+            if not (known == task).reshape(len(known), -1).all(axis=1).any():
+                listed = ", ".join(map(in_words, known[:5])) + ", ..." * (len(known) > 5)
+                return f"the task {in_words(task)} does not exist; choose one of {listed}."
+        return None
+
+    def shares(self, num_tasks: int) -> list["VectorFamily"]:
+        """Splits the environments into families that separate threads can step. They replace this one.
+
+        Args:
+            num_tasks: The number of tasks M. The N / M environments of a task stay together.
+        """
+        return [self]
+
+    def snapshot(self, index: int) -> Array:
+        """Renders one environment in its current state, (height, width, 3) uint8."""
+        raise NotImplementedError
+
+    def render(self) -> tuple[Array, ...] | None:
+        """Renders every environment in its current state. Returns None without a render mode."""
+        return None if self.render_mode is None else tuple(self.snapshot(i) for i in range(self.num_envs))
+
+    def _checked_tasks(self, tasks: Any) -> Array:
+        space = self.task_space
+        try:
+            checked = np.asarray(tasks).astype(space.dtype, casting="same_kind")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.name}: options['task'] is not an array of numbers; it must be in the task space "
+                f"{in_words(space)}."
+            ) from error
+        expected = (self.num_envs, *(space.shape or ()))
+        if checked.shape != expected:
+            raise ValueError(
+                f"{self.name}: options['task'] has shape {checked.shape}, but a task for each of "
+                f"{self.num_envs} environments has shape {expected}; the task space is {in_words(space)}."
+            )
+        if not batch_space(space, self.num_envs).contains(checked):
+            outside = np.asarray(next(task for task in checked if not space.contains(task)))
+            raise ValueError(
+                f"{self.name}: the task {in_words(outside)} is not in the task space {in_words(space)}; choose "
+                "one that is."
+            )
+        if problem := self.task_problem(checked):
+            raise ValueError(f"{self.name}: {problem}")
+        return checked
+
+    def _checked_seeds(self, seed: int | list[int] | None) -> Array:
+        """Returns a seed for each environment, (N,): the given ones, or s, s + 1, ...; s is random if None."""
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seeds = np.asarray(seed) if np.ndim(seed) else np.asarray(seed) + np.arange(self.num_envs)
+        if seeds.shape != (self.num_envs,):
+            raise ValueError(
+                f"{self.name}: got {seeds.size} seeds for {self.num_envs} environments; give one seed, or one "
+                "for each environment."
+            )
+        if (seeds < 0).any():
+            raise ValueError(f"{self.name}: the seed is {seeds.min()}, but must be at least 0.")
+        return seeds
+
+    def _checked_actions(self, actions: Array) -> Array:
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(
+                f"{self.name}: actions have shape {actions.shape}, but must have {self.action_space.shape}."
+            )
+        return actions

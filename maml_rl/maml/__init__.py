@@ -1,0 +1,1 @@
+"""MAML and its relatives: inner losses and steps, outer objective and optimisers."""

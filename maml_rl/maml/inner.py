@@ -1,0 +1,95 @@
+"""The inner loop. It exists here and nowhere else: training, evaluation and `maml_rl.load` all call it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+from ..config import Config
+from ..policies import Distribution, act
+from ..sampling.advantages import discounted_sums
+from ..sampling.rollouts import Rollouts, masked_mean
+from .step_sizes import step_sizes
+
+
+def vpg(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
+    """The log-probability of step t, as in the original MAML (arXiv:1703.03400, equation 5)."""
+    return log_probs
+
+
+def lvc(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
+    """The ratio π_θ / π_old of step t: low-variance curvature (Rothfuss et al., arXiv:1810.06784, section 5)."""
+    return torch.exp(log_probs - old)
+
+
+def dice(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
+    """The change of the episode's ratio so far at step t: unbiased in every derivative, but noisy.
+
+    r_t Π_{s<t} r_s^(λ^(t-s)) - Π_{s<t} r_s^(λ^(t-s)), where r_s is the ratio π_θ / π_old of step s: DiCE (Foerster
+    et al., arXiv:1802.05098) with advantages. λ < 1 trades bias for variance (Farquhar et al., arXiv:1909.10549,
+    section 4). λ = 0 has the derivatives of `lvc`.
+    """
+    log_ratios = log_probs - old
+    so_far = discounted_sums(log_ratios.flip(-1), config.dice_lambda).flip(-1)
+    return torch.exp(so_far) - torch.exp(so_far - log_ratios)
+
+
+# The weight w_t of every step's advantage in the inner loss. Its arguments are log π_θ(a_t | o_t) and log
+# π_old(a_t | o_t) of the policy that drew the actions, both (K, H), and the options. At π_θ = π_old each has the
+# gradient ∇ log π_θ.
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Config], Tensor]] = {"vpg": vpg, "lvc": lvc, "dice": dice}
+
+
+def inner_loss(
+    policy: nn.Module, theta: Tensor, rollouts: Rollouts, config: Config
+) -> tuple[Tensor, Distribution]:
+    """The surrogate -E[w_t Â_t] of one task, whose gradient is the policy gradient (Williams, 1992).
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        rollouts: The task's rollouts, (K, H, ...), with advantages.
+        config: The name of w_t in `ESTIMATORS` and its options are used.
+
+    Returns:
+        The loss, a scalar, and π_θ at the observations, of tensors (K·H, ...).
+    """
+    # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
+    distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
+    return policy_gradient_loss(distribution, rollouts, config), distribution
+
+
+def policy_gradient_loss(distribution: Distribution, rollouts: Rollouts, config: Config) -> Tensor:
+    """`inner_loss` of π_θ at the observations, of tensors (K·H, ...)."""
+    log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
+    weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
+    return -masked_mean(weights * rollouts.advantages, rollouts.mask)
+
+
+def adapt(
+    policy: nn.Module, theta: Tensor, support: Rollouts, config: Config, lr_factor: float = 1.0
+) -> tuple[Tensor, Distribution]:
+    """One inner step on one task: θ' = θ - α ∇_θ L(θ). Batch it over tasks with `vmap`.
+
+    Args:
+        policy: The policy module.
+        theta: The parameters that collected the rollouts, (P,).
+        support: The task's rollouts, (K, H, ...), with advantages.
+        config: The inner step's options are used.
+        lr_factor: A factor on α.
+
+    Returns:
+        θ', (P,), and π_θ at the support's observations, of tensors (K·H, ...). Both are differentiable in θ.
+    """
+    gradient, distribution = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config)
+    return inner_update(policy, theta, gradient, config, lr_factor), distribution
+
+
+def inner_update(
+    policy: nn.Module, theta: Tensor, gradient: Tensor, config: Config, lr_factor: float = 1.0
+) -> Tensor:
+    """θ - α g of one task, (P,), where g is the gradient of its inner loss."""
+    if config.first_order:
+        gradient = gradient.detach()  # ∂θ'/∂θ = I
+    return theta - lr_factor * step_sizes(policy, theta, config) * gradient

@@ -1,0 +1,96 @@
+"""The adapted policies as a function of θ, linearised: values, and products with the Jacobian.
+
+This is the one place that chooses between the derivatives written out for the ready-made MLP and automatic
+differentiation.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from ..config import Config
+from ..policies import Distribution
+from ..sampling.rollouts import Rollouts
+from . import mlp
+from .objective import adapted_policy
+
+
+class Linearised(NamedTuple):
+    """The adapted policies of m tasks at θ, and their Jacobian J in θ.
+
+    Attributes:
+        query: The tasks' query rollouts, (m, K, H, ...).
+        outputs: The adapted policies' distributions at the query observations, of tensors (m, K·H, ...).
+        jvp: v ↦ J v, from (P,) to tensors like `outputs`.
+        vjp: u ↦ Jᵀ u, from tensors like `outputs` to (P,).
+    """
+
+    query: Rollouts
+    outputs: Distribution
+    jvp: Callable[[Tensor], Distribution]
+    vjp: Callable[[Distribution], Tensor]
+
+
+def is_written_out(policy: nn.Module) -> bool:
+    """Whether the derivatives of a policy are written out, and so faster than automatic differentiation."""
+    return mlp.covers(policy)
+
+
+def linearise(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> Linearised:
+    """Linearises the adapted policies of m tasks.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        supports: For each of S inner steps, the tasks' rollouts (m, K, H, ...) with advantages.
+        query: The rollouts of the adapted policies, (m, K, H, ...).
+        config: The inner step's options are used.
+    """
+    if mlp.covers(policy):
+        return Linearised(query, *mlp.linearise(policy, theta, supports, query, config))
+
+    def f(theta: Tensor) -> Distribution:
+        # A copy of θ for each task gives batched products instead of a sum over tasks in every layer.
+        thetas = theta.expand(len(query.mask), -1)
+        one = vmap(lambda theta, supports, query: adapted_policy(policy, theta, supports, query, config))
+        distribution: Distribution = one(thetas, supports, query)
+        return distribution
+
+    return Linearised(query, *_automatic(f, theta))
+
+
+def linearise_chunks(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> list[Linearised]:
+    """Linearises the adapted policies of all tasks, `chunk_tasks` tasks at a time. Shapes as in `linearise`."""
+    chunks = []
+    for start in range(0, len(query.mask), config.chunk_tasks):
+        rows = slice(start, start + config.chunk_tasks)
+        some, some_query = tree_map(lambda x, rows=rows: x[rows], (supports, query))
+        chunks.append(linearise(policy, theta, some, some_query, config))
+    return chunks
+
+
+def _automatic(
+    f: Callable[[Tensor], Distribution], theta: Tensor
+) -> tuple[Distribution, Callable[[Tensor], Distribution], Callable[[Distribution], Tensor]]:
+    """Evaluates f at θ once, keeping its graph for any number of products with its Jacobian.
+
+    u ↦ Jᵀ u is the reverse pass. It is linear in u, so a reverse pass through it is v ↦ J v.
+    """
+    theta = theta.detach().requires_grad_()
+    outputs = f(theta)
+    kind = type(outputs)
+    cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
+    (pulled,) = torch.autograd.grad(outputs, theta, cotangents, create_graph=True)
+    return (
+        kind(*(output.detach() for output in outputs)),
+        lambda v: kind(*torch.autograd.grad(pulled, cotangents, v, retain_graph=True)),
+        lambda u: torch.autograd.grad(outputs, theta, u, retain_graph=True)[0],
+    )

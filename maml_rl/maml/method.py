@@ -1,0 +1,190 @@
+"""MAML and its relatives as a method."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.func import vmap
+
+from ..config import Config
+from ..envs import VectorFamily, in_words
+from ..errors import UserError
+from ..policies import Distribution
+from ..policies.ready_made import make_policy
+from ..sampling.actors import TaskPolicies
+from ..sampling.collect import collect_phase
+from ..sampling.rollouts import Rollouts
+from ..sampling.spaces import Array, task_inputs
+from .inner import ESTIMATORS, adapt
+from .objective import through_adaptation
+from .outer import OPTIMISERS
+from .step_sizes import prepare
+
+
+class MAML:
+    """An inner loop of policy-gradient steps, and an outer optimiser. See `maml_rl.methods.Method`.
+
+    Without inner steps it is pre-training. If the policy also observes the task, it is the oracle.
+    """
+
+    unit = "step"
+
+    def __init__(self, config: Config):
+        _check_options(config)
+        self.config = config
+        self.num_adaptations = config.num_steps
+
+    @property
+    def name(self) -> str:
+        """See `Method`."""
+        if self.config.observe_task:
+            return "oracle"
+        return "maml" if self.config.num_steps else "pretrain"
+
+    @property
+    def label(self) -> str:
+        """See `Method`."""
+        config = self.config
+        if self.name != "maml":
+            return self.name
+        names = {
+            "reptile": config.outer == "reptile",
+            "promp": (config.outer, config.estimator) == ("ppo", "lvc"),
+            "fomaml": config.first_order,
+            "e-maml": config.e_maml > 0,
+            "meta-sgd": config.learn_lr == "parameter",
+            "anil": config.adapt_only == "head",
+            "cavia": config.adapt_only == "context",
+        }
+        found = [name for name, applies in names.items() if applies] or ["maml"]
+        if "promp" not in found:
+            found += [config.estimator] * (config.estimator != "vpg")
+            found += [config.outer] * (config.outer in ("ppo", "adam"))
+        return " + ".join(found)
+
+    def learners(self, num_rollouts: int) -> int:
+        """See `Method`. An inner step learns from all rollouts of a task together."""
+        return 1
+
+    def make_policy(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        generator: torch.Generator,
+        task_size: int,
+    ) -> nn.Module:
+        """See `Method`."""
+        return make_policy(observation_space, action_space, self.config, generator, task_size)
+
+    def prepare(self, policy: nn.Module, input_size: int) -> None:
+        """See `Method`. Learned step sizes become parameters of the policy."""
+        with torch.no_grad():
+            result = policy(torch.zeros(2, input_size))
+        if not isinstance(result, Distribution):
+            raise UserError(
+                f"The policy given returns a {type(result).__qualname__}, but must return one of "
+                "maml_rl.policies: Normal, Categorical or MultiCategorical."
+            )
+        prepare(policy, self.config)
+
+    def collect(
+        self,
+        env: VectorFamily,
+        policy: nn.Module,
+        theta: Tensor,
+        tasks: Array,
+        num_rollouts: int,
+        seeds: np.random.SeedSequence,
+        lr_factors: Sequence[float] | None = None,
+    ) -> Iterator[Rollouts]:
+        """See `Method`. K rollouts of each task alternate with an inner step on them."""
+        if lr_factors is None:
+            lr_factors = [1.0] * self.num_adaptations
+        seen_tasks = task_inputs(env.task_space, tasks) if self.config.observe_task else None
+        thetas = theta.detach().expand(len(tasks), -1)
+        for k, phase in enumerate(seeds.spawn(len(lr_factors) + 1)):
+            if not torch.isfinite(thetas).all():
+                diverged = tasks[int((~torch.isfinite(thetas)).any(1).nonzero()[0])]
+                raise UserError(
+                    f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr or "
+                    "outer_lr."
+                )
+            actor = TaskPolicies(policy, thetas.cpu(), seen_tasks)
+            rollouts = collect_phase(env, actor, tasks, num_rollouts, phase, self.config, theta.device)
+            yield rollouts
+            if k < len(lr_factors):
+                step = partial(adapt, policy, config=self.config, lr_factor=lr_factors[k])
+                thetas, _ = vmap(step, chunk_size=self.config.chunk_tasks)(thetas, rollouts)
+
+    def update(
+        self, policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts]
+    ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+        """See `Method`."""
+        return OPTIMISERS[self.config.outer](policy, theta, optimiser_state, batches, self.config)
+
+    def adapted(
+        self, policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts], lr_factors: Sequence[float]
+    ) -> TaskPolicies:
+        """See `Method`."""
+
+        def one(supports: tuple[Rollouts, ...]) -> Tensor:
+            return through_adaptation(policy, theta, supports, self.config, lr_factors)[0]
+
+        thetas = vmap(one)(tuple(batches)) if batches else theta.unsqueeze(0)
+        return TaskPolicies(policy, thetas)
+
+
+def _check_options(config: Config) -> None:
+    """Refuses options that contradict each other, and says what to choose instead."""
+    if config.rl2_episodes:
+        raise UserError(
+            f"rl2_episodes is {config.rl2_episodes}, but the method is 'maml'; choose method rl2, or leave "
+            "rl2_episodes out."
+        )
+    if config.estimator not in ESTIMATORS:
+        raise UserError(f"estimator is {config.estimator!r}, but must be one of {', '.join(ESTIMATORS)}.")
+    if config.outer not in OPTIMISERS:
+        raise UserError(f"outer is {config.outer!r}, but must be one of {', '.join(OPTIMISERS)}.")
+    # What options are only used with. An outer optimiser of the user's own may use any of them.
+    own = config.outer not in ("trpo", "ppo", "adam", "reptile")
+    trust_region, ppo = own or config.outer == "trpo", own or config.outer == "ppo"
+    _only_with(config, trust_region, "outer trpo", "max_kl", "cg_iterations", "cg_damping", "line_search_steps")
+    _only_with(config, ppo, "outer ppo", "ppo_epochs", "ppo_clip")
+    _only_with(config, ppo and config.num_steps > 0, "outer ppo and inner steps", "kl_penalty")
+    _only_with(config, config.outer != "trpo", "outer ppo, adam or reptile", "outer_lr")
+    _only_with(config, config.estimator == "dice", "estimator dice", "dice_lambda")
+    _only_with(config, not config.first_order, "second derivatives, not with first_order", "estimator")
+    inner = config.changed("estimator", "e_maml", "first_order", "learn_lr")
+    if config.outer == "reptile":
+        if config.num_steps == 0:
+            raise UserError(
+                "outer is 'reptile', which moves towards adapted parameters; choose num_steps 1 or more."
+            )
+        if inner:
+            raise UserError(
+                f"{inner[0]} is {getattr(config, inner[0])!r}, but Reptile takes no derivative of the inner step, "
+                f"which is all that {inner[0]} changes; choose outer trpo, ppo or adam, or leave {inner[0]} out."
+            )
+    if config.num_steps == 0 and inner:
+        raise UserError(
+            f"{inner[0]} is {getattr(config, inner[0])!r}, but with num_steps 0 training has no inner step to "
+            f"differentiate; choose num_steps 1 or more, or leave {inner[0]} out."
+        )
+    if config.observe_task and config.num_steps:
+        raise UserError(
+            f"observe_task is on and num_steps is {config.num_steps}, but a policy that sees the task has "
+            "nothing to adapt to; choose num_steps 0, or leave observe_task out."
+        )
+
+
+def _only_with(config: Config, used: bool, condition: str, *names: str) -> None:
+    for name in config.changed(*names):
+        if not used:
+            raise UserError(
+                f"{name} is {getattr(config, name)!r}, but is only used with {condition}; choose that, or leave "
+                f"{name} out."
+            )

@@ -1,0 +1,295 @@
+"""Derivatives of the ready-made MLP through adaptation, written out by hand.
+
+They equal those of automatic differentiation without its graph: many tasks at once, in place, with the activations
+kept between products. Only the network is written out. The inner loss and the inner update are cheap and use
+automatic differentiation. Tangents (of Jacobian-vector products) end in `_dot`, cotangents (of vector-Jacobian
+products) in `_bar`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vjp, vmap
+
+from ..config import Config
+from ..policies import Categorical, Distribution
+from ..policies.batched import as_made, tanh
+from ..policies.networks import normal
+from ..policies.parameters import LOG_STD, unflatten
+from ..sampling.rollouts import Rollouts
+from .inner import inner_update, policy_gradient_loss
+
+# Weight (m, out, in) and bias (m, out) of each linear layer of m tasks, or their tangents or cotangents.
+Layers = list[tuple[Tensor, Tensor]]
+
+
+class ForwardPass(NamedTuple):
+    """A forward pass of m tasks' own networks over N observations each.
+
+    Attributes:
+        layers: The networks.
+        inputs: The inputs of each layer, (m, N, in): the observations, then the hidden features.
+        slopes: tanh' at each hidden layer, (m, N, out).
+        output: The output of the last layer, (m, N, A).
+    """
+
+    layers: Layers
+    inputs: list[Tensor]
+    slopes: list[Tensor]
+    output: Tensor
+
+
+def covers(policy: nn.Module) -> bool:
+    """Whether a policy is a ready-made MLP without context inputs, which this module can differentiate."""
+    return as_made(policy) and policy.context is None
+
+
+def linearise(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> tuple[Distribution, Callable[[Tensor], Distribution], Callable[[Distribution], Tensor]]:
+    """Evaluates the adapted policies of m tasks, and prepares products with their Jacobian J in θ.
+
+    Args:
+        policy: A policy that is covered.
+        theta: θ, (P,).
+        supports: For each of S inner steps, the tasks' rollouts (m, K, H, ...) with advantages.
+        query: The rollouts of the adapted policies, (m, K, H, ...).
+        config: The inner step's options are used.
+
+    Returns:
+        The policies at the query observations, of tensors (m, K·H, ...); v ↦ J v, from (P,) to tensors like them;
+        and u ↦ Jᵀ u in the opposite direction.
+    """
+    num_tasks = len(query.mask)
+    thetas = theta.detach().expand(num_tasks, -1)
+    steps = []
+    for support in supports:
+        thetas, step_jvp, step_vjp = inner_step(policy, thetas, support, config)
+        steps.append((step_jvp, step_vjp))
+    layers, log_std = split(policy, thetas)
+    at_query = forward(layers, query.observations.flatten(1, 2))
+    policies, head_jvp, head_vjp = jacobian_products(distribution, at_query.output, *log_std)
+
+    def jvp(tangent: Tensor) -> Distribution:
+        tangents = tangent.expand(num_tasks, -1)
+        for step_jvp, _ in steps:
+            tangents = step_jvp(tangents)
+        layers_dot, log_std_dot = split(policy, tangents)
+        output_dot, _ = layers_jvp(at_query, layers_dot)
+        outputs_dot: Distribution = head_jvp(output_dot, *log_std_dot)
+        return outputs_dot
+
+    def vjp(cotangent: Distribution) -> Tensor:
+        output_bar, *log_std_bar = head_vjp(cotangent)
+        cotangents = join(policy, layers_vjp(at_query, output_bar)[0], log_std_bar)
+        for _, step_vjp in reversed(steps):
+            cotangents = step_vjp(cotangents)
+        return cotangents.sum(0)
+
+    return policies, jvp, vjp
+
+
+def inner_step(
+    policy: nn.Module, thetas: Tensor, support: Rollouts, config: Config
+) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """An inner step of m tasks, (m, P) to (m, P): the adapted parameters, v ↦ J v and u ↦ Jᵀ u.
+
+    The step is a function of θ and of the loss's gradient g(θ), whose derivative is the symmetric Hessian H.
+    """
+    layers, log_std = split(policy, thetas)
+    at_support = forward(layers, support.observations.flatten(1, 2))
+
+    def loss(support: Rollouts, *at: Tensor) -> Tensor:
+        return policy_gradient_loss(distribution(*at), support, config)
+
+    at = [x.clone().requires_grad_() for x in (at_support.output, *log_std)]
+    slopes = torch.autograd.grad(vmap(loss)(support, *at).sum(), at, create_graph=not config.first_order)
+    output_bar, *log_std_bar = [slope.detach() for slope in slopes]
+    layers_bar, outputs_bar, features_bar = layers_vjp(at_support, output_bar)
+    gradient = join(policy, layers_bar, log_std_bar)
+    curvature = None
+    if not config.first_order:
+        curvature = second_order(at_support, outputs_bar, features_bar, num_products=2 * config.cg_iterations)
+
+    def hvp(tangents: Tensor) -> Tensor:
+        if curvature is None:
+            return torch.zeros_like(tangents)
+        layers_dot, log_std_dot = split(policy, tangents)
+        output_dot, features_dot = layers_jvp(at_support, layers_dot)
+        first, *rest = torch.autograd.grad(slopes, at, [output_dot, *log_std_dot], retain_graph=True)
+        return join(policy, layers_vjp_jvp(at_support, curvature, layers_dot, features_dot, first), rest)
+
+    update = vmap(partial(inner_update, policy, config=config))
+    adapted, update_jvp, update_vjp = jacobian_products(update, thetas, gradient)
+
+    def jvp(tangents: Tensor) -> Tensor:
+        adapted_dot: Tensor = update_jvp(tangents, hvp(tangents))
+        return adapted_dot
+
+    def vjp(cotangents: Tensor) -> Tensor:
+        thetas_bar, gradient_bar = update_vjp(cotangents)
+        return hvp(gradient_bar).add_(thetas_bar)
+
+    return adapted, jvp, vjp
+
+
+def jacobian_products(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable[..., Any], Callable[[Any], Any]]:
+    """The value of f, and products with its Jacobian: v ↦ J v and u ↦ Jᵀ u.
+
+    u ↦ Jᵀ u is linear, so the reverse pass through it is v ↦ J v.
+    """
+    value, f_vjp = vjp(f, *at)[:2]
+    transposed = vjp(f_vjp, value)[1]
+    return value, lambda *tangents: transposed(tangents)[0], f_vjp
+
+
+def distribution(output: Tensor, *log_std: Tensor) -> Distribution:
+    """The distribution that the head makes of the output (..., N, A), and of log σ (..., A) if it has one."""
+    return normal(output, *log_std) if log_std else Categorical(output)
+
+
+def split(policy: nn.Module, thetas: Tensor) -> tuple[Layers, list[Tensor]]:
+    """Views of parameters (m, P) as layers, and as log σ (m, A) if the policy has one."""
+    parameters = unflatten(policy, thetas)
+    layers = [
+        (parameter, parameters[name.removesuffix("weight") + "bias"])
+        for name, parameter in parameters.items()
+        if name.endswith("weight")
+    ]
+    return layers, [parameters[LOG_STD]] if LOG_STD in parameters else []
+
+
+def join(policy: nn.Module, layers: Layers, log_std: list[Tensor]) -> Tensor:
+    """The inverse of `split`, (m, P). Parameters that are neither get 0."""
+    flat = iter([x.flatten(1) for pair in layers for x in pair])
+    parts = []
+    for name, parameter in policy.named_parameters():
+        if name == LOG_STD:
+            parts.append(log_std[0])
+        elif name.endswith(("weight", "bias")):
+            parts.append(next(flat))
+        else:
+            parts.append(layers[0][0].new_zeros(len(layers[0][0]), parameter.numel()))
+    return torch.cat(parts, dim=1)
+
+
+def forward(layers: Layers, observations: Tensor) -> ForwardPass:
+    """Evaluates the networks at observations (m, N, O), keeping what derivatives need."""
+    inputs, slopes = [observations], []
+    for weight, bias in layers[:-1]:
+        features = tanh(affine(inputs[-1], weight, bias))
+        inputs.append(features)
+        slopes.append(1 - features.square())
+    return ForwardPass(layers, inputs, slopes, affine(inputs[-1], *layers[-1]))
+
+
+def layers_jvp(at: ForwardPass, layers_dot: Layers) -> tuple[Tensor, list[Tensor]]:
+    """The tangents of the output (m, N, A) and of the hidden features (m, N, out) for those of the layers."""
+    features_dot: list[Tensor] = []
+    for i, (weight_dot, bias_dot) in enumerate(layers_dot):
+        output_dot = affine(at.inputs[i], weight_dot, bias_dot)
+        if i > 0:
+            output_dot.baddbmm_(features_dot[-1], at.layers[i][0].mT)
+        if i < len(at.slopes):
+            features_dot.append(output_dot.mul_(at.slopes[i]))
+    return output_dot, features_dot
+
+
+def layers_vjp(at: ForwardPass, output_bar: Tensor) -> tuple[Layers, list[Tensor], list[Tensor]]:
+    """The cotangents of the layers for that of the output (m, N, A).
+
+    Returns:
+        Those of weights and biases, of each layer's output before tanh, and of the hidden features, (m, N, out).
+    """
+    layers_bar, outputs_bar, features_bar = [], [output_bar], []
+    for i in reversed(range(len(at.layers))):
+        layers_bar.append((summed_outer(outputs_bar[-1], at.inputs[i]), outputs_bar[-1].sum(1)))
+        if i > 0:
+            features_bar.append(outputs_bar[-1] @ at.layers[i][0])
+            outputs_bar.append(features_bar[-1] * at.slopes[i - 1])
+    return layers_bar[::-1], outputs_bar[::-1], features_bar[::-1]
+
+
+class SecondOrder(NamedTuple):
+    """What second derivatives of u · output in the layers need, at a fixed cotangent u, (m, N, A).
+
+    Attributes:
+        outputs_bar: The cotangents of the outputs before tanh, by number of the layer, for those layers whose sums
+            over n are taken in every product, (m, N, out).
+        tanh_terms: The cotangents of each layer's hidden features, times tanh''/tanh', (m, N, out).
+        cross_block: The second derivative in the weights of the first layer, bias included, and of the second. It
+            is bilinear: Σ_n (outputs_bar of the second)_nb (tanh' of the first)_na (o_n, 1)_o, (m, a, b, O + 1).
+            None if taking the sum over n again in every product is cheaper, or needs less memory.
+    """
+
+    outputs_bar: dict[int, Tensor]
+    tanh_terms: list[Tensor]
+    cross_block: Tensor | None
+
+
+def second_order(
+    at: ForwardPass, outputs_bar: list[Tensor], features_bar: list[Tensor], num_products: int
+) -> SecondOrder:
+    """Prepares `layers_vjp_jvp` for about so many products."""
+    tanh_terms = [-2 * features * bar for features, bar in zip(at.inputs[1:], features_bar, strict=True)]
+    in_products = dict(enumerate(outputs_bar[1:], start=1))
+    if not tanh_terms:
+        return SecondOrder(in_products, tanh_terms, None)
+    _, num_rows, width = outputs_bar[1].shape
+    size = at.inputs[0].shape[-1] + 1
+    # A column of the block costs one product over all rows, and a Hessian product without the block costs two more
+    # than with it. The block must not be larger than a layer's features either.
+    if size > num_products or size * width > num_rows:
+        return SecondOrder(in_products, tanh_terms, None)
+    second = in_products.pop(1)
+    columns = [*at.inputs[0].split(1, dim=-1), at.inputs[0].new_ones(1)]
+    sums = [(at.slopes[0] * column).mT @ second for column in columns]  # one at a time, to save memory
+    return SecondOrder(in_products, tanh_terms, torch.stack(sums, dim=-1))
+
+
+def layers_vjp_jvp(
+    at: ForwardPass, curvature: SecondOrder, layers_dot: Layers, features_dot: list[Tensor], output_bar_dot: Tensor
+) -> Layers:
+    """The tangents of the layers' cotangents from `layers_vjp`.
+
+    Args:
+        at: The forward pass.
+        curvature: From `second_order`.
+        layers_dot: The tangents of the layers.
+        features_dot: The tangents of the hidden features, from `layers_jvp`.
+        output_bar_dot: The tangent of the output's cotangent, (m, N, A).
+    """
+    result, bar_dot = [], output_bar_dot
+    for i in reversed(range(len(at.layers))):
+        weight_bar_dot = summed_outer(bar_dot, at.inputs[i])
+        if i in curvature.outputs_bar:
+            weight_bar_dot = weight_bar_dot + summed_outer(curvature.outputs_bar[i], features_dot[i - 1])
+        result.append((weight_bar_dot, bar_dot.sum(1)))
+        if i > 0:
+            features_bar_dot = bar_dot @ at.layers[i][0]
+            if i in curvature.outputs_bar:
+                features_bar_dot.baddbmm_(curvature.outputs_bar[i], layers_dot[i][0])
+            bar_dot = features_bar_dot.mul_(at.slopes[i - 1])
+            bar_dot.addcmul_(curvature.tanh_terms[i - 1], features_dot[i - 1])
+    result.reverse()
+    if curvature.cross_block is not None:
+        (weight_1, bias_1), (weight_2, bias_2) = result[:2]
+        first_dot = torch.cat([layers_dot[0][0], layers_dot[0][1].unsqueeze(-1)], dim=-1)
+        first = torch.einsum("mabo,mba->mao", curvature.cross_block, layers_dot[1][0])
+        result[0] = weight_1 + first[..., :-1], bias_1 + first[..., -1]
+        result[1] = weight_2 + torch.einsum("mabo,mao->mba", curvature.cross_block, first_dot), bias_2
+    return result
+
+
+def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each task's layer on its own rows, (m, N, in) -> (m, N, out)."""
+    return torch.bmm(inputs, weight.mT).add_(bias.unsqueeze(1))
+
+
+def summed_outer(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_n left_n right_nᵀ, (m, N, a) and (m, N, b) -> (m, a, b)."""
+    # With few columns on the right, this product takes three times as long as its transpose.
+    return left.mT @ right if left.shape[-1] <= right.shape[-1] else (right.mT @ left).mT

@@ -1,0 +1,174 @@
+"""The outer objective: how good the policies of all tasks are after adaptation, as a function of θ.
+
+Functions take one task. `vmap` and `mean_and_gradient` apply them to all tasks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..config import Config
+from ..policies import Distribution, act
+from ..sampling.rollouts import Rollouts, masked_mean
+from .inner import adapt
+
+
+def through_adaptation(
+    policy: nn.Module,
+    theta: Tensor,
+    supports: tuple[Rollouts, ...],
+    config: Config,
+    lr_factors: Sequence[float] | None = None,
+) -> tuple[Tensor, list[Distribution]]:
+    """Repeats all inner steps of one task, as a function of θ.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        supports: For each of S inner steps, the task's rollouts (K, H, ...) with advantages.
+        config: The inner step's options are used.
+        lr_factors: A factor on α for each step; by default 1.
+
+    Returns:
+        The adapted parameters, (P,), and the policies before each step at its observations, of tensors (K·H, ...).
+        All are differentiable in θ.
+    """
+    before_each = []
+    for support, lr_factor in zip(supports, lr_factors or [1.0] * len(supports), strict=True):
+        theta, distribution = adapt(policy, theta, support, config, lr_factor)
+        before_each.append(distribution)
+    return theta, before_each
+
+
+def adapted_policy(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> Distribution:
+    """The adapted policy of one task at its query observations, of tensors (K·H, ...), differentiable in θ."""
+    theta, _ = through_adaptation(policy, theta, supports, config)
+    return act(policy, theta, query.observations.flatten(0, 1))
+
+
+def ratios(distribution: Distribution, rollouts: Rollouts) -> Tensor:
+    """π_θ(a_t | o_t) / π_old(a_t | o_t), (K·H,), where π_old drew the actions.
+
+    Args:
+        distribution: π_θ at the observations of the rollouts, of tensors (K·H, ...).
+        rollouts: The task's rollouts, (K, H, ...).
+    """
+    return torch.exp(distribution.log_prob(rollouts.actions.flatten(0, 1)) - rollouts.log_probs.flatten())
+
+
+def surrogate(distribution: Distribution, query: Rollouts) -> Tensor:
+    """One task's outer loss -E[π_θ'(a_t | o_t) / π_old(a_t | o_t) · Â_t] over its query rollouts, a scalar.
+
+    Schulman et al., arXiv:1502.05477, equation 14; shapes as in `ratios`.
+    """
+    return -masked_mean(ratios(distribution, query) * query.advantages.flatten(), query.mask.flatten())
+
+
+def clipped_surrogate(distribution: Distribution, query: Rollouts, clip: float) -> Tensor:
+    """The surrogate without reward for ratios beyond 1 ± clip (Schulman et al., arXiv:1707.06347, equation 7)."""
+    ratio, advantages = ratios(distribution, query), query.advantages.flatten()
+    least = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -masked_mean(least, query.mask.flatten())
+
+
+def mean_kl(distribution: Distribution, rollouts: Rollouts) -> Tensor:
+    """One task's mean KL(π_old ‖ π_θ) over the states of its rollouts, a scalar; shapes as in `ratios`."""
+    old = tree_map(lambda x: x.flatten(0, 1), rollouts.behaviour)
+    return masked_mean(old.kl(distribution), rollouts.mask.flatten())
+
+
+def exploration_loss(before_each: list[Distribution], supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
+    """E-MAML's term: it credits the policies that drew the support rollouts for the return after adaptation.
+
+    -c Σ log π(a_t | o_t) over all support rollouts of a task, the first term of the gradient of
+    E[J(θ'(τ))] = Σ_τ p_θ(τ) J(θ'(τ)) (Stadie et al., arXiv:1803.01118).
+
+    Args:
+        before_each: The policies before each inner step, from `through_adaptation`.
+        supports: The rollouts that they collected.
+        credit: c, a scalar.
+    """
+    log_probs = [
+        torch.where(support.mask.flatten(), policy.log_prob(support.actions.flatten(0, 1)), 0.0).sum()
+        for policy, support in zip(before_each, supports, strict=True)
+    ]
+    return -credit * torch.stack(log_probs).sum()
+
+
+def exploration_credits(query: Rollouts) -> Tensor:
+    """The credit c of each task, (M,): its return after adaptation minus the mean over the other tasks.
+
+    It has the unit of the surrogate: it is divided by the mean length of an episode and by the scale of the task's
+    advantages. It is 0 where all advantages are 0, because the surrogate is 0 there too.
+
+    Args:
+        query: The rollouts of the adapted policies, (M, K, H, ...).
+    """
+    returns = query.returns()
+    others = (returns.sum() - returns) / max(1, len(returns) - 1)
+    credits = (returns - others) / (query.mask.sum((1, 2)) / query.mask.shape[1] * query.advantage_scale)
+    return torch.where(query.advantages.flatten(1).any(1), credits, 0.0)
+
+
+def outer_loss(
+    policy: nn.Module,
+    theta: Tensor,
+    supports: tuple[Rollouts, ...],
+    query: Rollouts,
+    credit: Tensor,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    """One task's surrogate with E-MAML's term, and the KL of its adapted policy, both scalars."""
+    adapted, before_each = through_adaptation(policy, theta, supports, config)
+    distribution = act(policy, adapted, query.observations.flatten(0, 1))
+    loss = surrogate(distribution, query)
+    if config.e_maml:
+        loss = loss + config.e_maml * exploration_loss(before_each, supports, credit)
+    return loss, mean_kl(distribution, query)
+
+
+@torch.no_grad()
+def outer_objective(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> tuple[float, float]:
+    """The outer loss and the KL of θ, averaged over tasks."""
+
+    def one(supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor) -> tuple[Tensor, Tensor]:
+        return outer_loss(policy, theta, supports, query, credit, config)
+
+    losses, kls = vmap(one, chunk_size=config.chunk_tasks)(supports, query, exploration_credits(query))
+    return losses.mean().item(), kls.mean().item()
+
+
+def mean_and_gradient(
+    loss: Callable[..., Tensor], theta: Tensor, data: Any, chunk_tasks: int
+) -> tuple[float, Tensor]:
+    """The mean of a loss over tasks and its gradient in θ, a few tasks at a time.
+
+    Args:
+        loss: Maps θ and one task's data to a scalar.
+        theta: θ, (P,).
+        data: A tuple of the arguments of all tasks: tensors (M, ...) or trees of them.
+        chunk_tasks: How many tasks are differentiated at once.
+
+    Returns:
+        The mean, and its gradient, (P,).
+    """
+    theta = theta.detach().requires_grad_()
+    num_tasks = len(tree_leaves(data)[0])
+    mean = 0.0
+    gradient = torch.zeros_like(theta)
+    for start in range(0, num_tasks, chunk_tasks):
+        some = tree_map(lambda x, start=start: x[start : start + chunk_tasks], data)
+        # A copy of θ for each task gives batched products instead of a sum over tasks in every layer.
+        thetas = theta.expand(len(tree_leaves(some)[0]), -1)
+        part = vmap(loss)(thetas, *some).sum() / num_tasks
+        gradient += torch.autograd.grad(part, theta)[0]
+        mean += part.item()
+    return mean, gradient

@@ -1,0 +1,143 @@
+"""The outer optimisers: from θ and an iteration's rollouts to the next θ."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from ..config import Config
+from ..policies import act
+from ..sampling.rollouts import Rollouts
+from .objective import (
+    clipped_surrogate,
+    exploration_credits,
+    exploration_loss,
+    mean_and_gradient,
+    mean_kl,
+    outer_loss,
+    outer_objective,
+    through_adaptation,
+)
+from .trust_region import trpo_step
+
+# Its arguments are the policy, θ (P,), the optimiser's state ({} at first), the rollouts before each inner step
+# and after the last one, (M, K, H, ...) with advantages, and the options. It returns the next θ, the next state
+# (numbers, strings and tensors in lists and dictionaries), and figures for the log.
+OuterStep = Callable[
+    [nn.Module, Tensor, dict[str, Any], Sequence[Rollouts], Config],
+    tuple[Tensor, dict[str, Any], dict[str, float]],
+]
+
+
+def adam_step(
+    policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts], config: Config
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """A step of Adam (Kingma and Ba, arXiv:1412.6980) along the plain meta-gradient; see `OuterStep`."""
+    *before_each, query = batches
+    supports = tuple(before_each)
+
+    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
+        return outer_loss(policy, theta, supports, query, credit, config)[0]
+
+    data = (supports, exploration_credits(query), query)
+    theta, optimiser_state, figures = adam_epochs(
+        lambda theta: mean_and_gradient(loss, theta, data, config.chunk_tasks),
+        theta,
+        optimiser_state,
+        config.outer_lr,
+    )
+    after, kl = outer_objective(policy, theta, supports, query, config)
+    return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
+
+
+def ppo_step(
+    policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts], config: Config
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """Several steps of Adam on the clipped surrogate of the adapted policies; see `OuterStep`.
+
+    The KL between the sampling and the current policies before every inner step is a penalty. With the estimator
+    `lvc`, this is ProMP (Rothfuss et al., arXiv:1810.06784, equation 15).
+    """
+    *before_each, query = batches
+    supports = tuple(before_each)
+
+    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
+        adapted, before_each = through_adaptation(policy, theta, supports, config)
+        distribution = act(policy, adapted, query.observations.flatten(0, 1))
+        total = clipped_surrogate(distribution, query, config.ppo_clip)
+        for before, support in zip(before_each, supports, strict=True):
+            total = total + config.kl_penalty * mean_kl(before, support)
+        if config.e_maml:
+            total = total + config.e_maml * exploration_loss(before_each, supports, credit)
+        return total
+
+    data = (supports, exploration_credits(query), query)
+    theta, optimiser_state, figures = adam_epochs(
+        lambda theta: mean_and_gradient(loss, theta, data, config.chunk_tasks),
+        theta,
+        optimiser_state,
+        config.outer_lr,
+        config.ppo_epochs,
+    )
+    after, kl = outer_objective(policy, theta, supports, query, config)
+    return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
+
+
+def reptile_step(
+    policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts], config: Config
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """θ + β (mean over tasks of the adapted parameters - θ); see `OuterStep`.
+
+    Nichol et al., arXiv:1803.02999, algorithm 1, batched. Rollouts after the last inner step are not used.
+    """
+    supports = tuple(batches[:-1])
+
+    def adapted(supports: tuple[Rollouts, ...]) -> Tensor:
+        return through_adaptation(policy, theta, supports, config)[0]
+
+    with torch.no_grad():
+        direction = (vmap(adapted, chunk_size=config.chunk_tasks)(supports) - theta).mean(0)
+    return theta + config.outer_lr * direction, optimiser_state, {"gradient_norm": direction.norm().item()}
+
+
+OPTIMISERS: dict[str, OuterStep] = {
+    "trpo": trpo_step,
+    "ppo": ppo_step,
+    "adam": adam_step,
+    "reptile": reptile_step,
+}
+
+
+def adam_epochs(
+    value_and_gradient: Callable[[Tensor], tuple[float, Tensor]],
+    theta: Tensor,
+    optimiser_state: dict[str, Any],
+    learning_rate: float,
+    epochs: int = 1,
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """Takes steps of `torch.optim.Adam`, with its state as a value: the arguments are not changed.
+
+    Args:
+        value_and_gradient: Maps θ to a loss and its gradient, (P,).
+        theta: θ, (P,).
+        optimiser_state: The state after earlier steps; {} at first.
+        learning_rate: β.
+        epochs: The number of steps.
+
+    Returns:
+        The new θ and state, and the loss and the norm of its gradient before the first step.
+    """
+    theta = theta.detach().clone()
+    optimizer = torch.optim.Adam([theta], lr=learning_rate)
+    if optimiser_state:
+        optimizer.load_state_dict(copy.deepcopy(optimiser_state))
+    figures: dict[str, float] = {}
+    for _ in range(epochs):
+        value, theta.grad = value_and_gradient(theta)
+        figures = figures or {"surrogate_before": value, "gradient_norm": theta.grad.norm().item()}
+        optimizer.step()
+    theta.grad = None
+    return theta, optimizer.state_dict(), figures

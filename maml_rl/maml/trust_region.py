@@ -1,0 +1,140 @@
+"""Trust-region policy optimisation of the meta-objective, through the inner steps, with an exact metric."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from ..config import Config
+from ..policies import Distribution
+from ..sampling.rollouts import Rollouts
+from .linearise import Linearised, linearise_chunks
+from .objective import (
+    exploration_credits,
+    exploration_loss,
+    mean_and_gradient,
+    outer_objective,
+    surrogate,
+    through_adaptation,
+)
+
+
+def meta_gradient(chunks: list[Linearised], num_tasks: int) -> Tensor:
+    """The gradient of the surrogate, averaged over tasks, in θ: through every inner step, (P,)."""
+
+    def outer_loss(outputs: Distribution, query: Rollouts) -> Tensor:
+        return vmap(surrogate)(outputs, query).sum() / num_tasks
+
+    return sum_over(chunks, lambda chunk: chunk.vjp(torch.func.grad(outer_loss)(chunk.outputs, chunk.query)))
+
+
+def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int) -> Tensor:
+    """The Hessian in θ of the mean KL, times a vector, exactly: Jᵀ F J t, (P,).
+
+    At the old parameters the gradient of KL(old ‖ new) in the policy's output vanishes, so the second
+    derivative of the output drops out of the Hessian, and what is left is the Fisher information F of the
+    action distribution between the Jacobians of the adapted policy's output.
+    """
+
+    def product(chunk: Linearised) -> Tensor:
+        mask = chunk.query.mask.flatten(1).to(tangent.dtype)
+        weight = mask / mask.sum(1, keepdim=True) / num_tasks
+        scaled: Distribution = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
+        return chunk.vjp(tree_map(lambda x: x * weight.view(*weight.shape, *[1] * (x.ndim - 2)), scaled))
+
+    return sum_over(chunks, product)
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Solves A x = b for symmetric positive definite A, from x = 0.
+
+    Args:
+        product: v ↦ A v.
+        b: The right-hand side, (P,).
+        iterations: The largest number of products. It stops earlier once the residual is 1e-10 of b.
+
+    Returns:
+        x and A x, both (P,).
+    """
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    rr = residual @ residual
+    enough = 1e-20 * rr
+    for _ in range(iterations):
+        image = product(direction)
+        curvature = direction @ image
+        if not curvature > 0:
+            break
+        x = x + rr / curvature * direction
+        residual = residual - rr / curvature * image
+        rr, rr_before = residual @ residual, rr
+        if rr <= enough:
+            break
+        direction = residual + rr / rr_before * direction
+    return x, b - residual
+
+
+def trpo_step(
+    policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts], config: Config
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """One step of trust-region policy optimisation on the meta-objective; see `OuterStep`.
+
+    It maximises the query surrogate of the adapted policies subject to mean KL(old ‖ new) ≤ `max_kl` (Schulman et
+    al., arXiv:1502.05477, appendix C; Finn et al., arXiv:1703.03400, section 5.3). Conjugate gradients give the
+    direction, and the quadratic model of the KL gives the length. Then the line search shortens the step until the
+    surrogate falls and the KL holds. If no candidate does, θ is kept.
+    """
+    *before_each, query = batches
+    supports = tuple(before_each)
+    num_tasks = len(query.mask)
+    chunks = linearise_chunks(policy, theta, supports, query, config)
+    gradient = meta_gradient(chunks, num_tasks)
+    before = sum(vmap(surrogate)(chunk.outputs, chunk.query).sum().item() for chunk in chunks) / num_tasks
+    if config.e_maml:
+        explored, slope = _exploration(policy, theta, supports, query, config)
+        before, gradient = before + explored, gradient + slope
+    figures = {
+        "surrogate_before": before,
+        "surrogate_after": before,
+        "kl": 0.0,
+        "line_search_steps": 0.0,
+        "gradient_norm": gradient.norm().item(),
+        "accepted": 0.0,
+    }
+    step, image = conjugate_gradient(
+        lambda v: kl_product(chunks, v, num_tasks) + config.cg_damping * v, -gradient, config.cg_iterations
+    )
+    curvature = (step @ image).item()
+    if not (0 < curvature < float("inf")):
+        return theta, optimiser_state, figures
+    step = (2 * config.max_kl / curvature) ** 0.5 * step
+    for tried in range(1, config.line_search_steps + 1):
+        candidate = theta + step
+        after, kl = outer_objective(policy, candidate, supports, query, config)
+        figures["line_search_steps"] = float(tried)
+        if after < before and kl <= config.max_kl:
+            return candidate, optimiser_state, figures | {"surrogate_after": after, "kl": kl, "accepted": 1.0}
+        step = 0.8 * step
+    return theta, optimiser_state, figures
+
+
+def _exploration(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> tuple[float, Tensor]:
+    """E-MAML's term averaged over tasks, and its gradient, (P,)."""
+
+    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
+        _, before_each = through_adaptation(policy, theta, supports, config)
+        return config.e_maml * exploration_loss(before_each, supports, credit)
+
+    return mean_and_gradient(loss, theta, (supports, exploration_credits(query)), config.chunk_tasks)
+
+
+def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor]) -> Tensor:
+    """Σ f(chunk)."""
+    total = f(chunks[0])
+    for chunk in chunks[1:]:
+        total = total + f(chunk)
+    return total

@@ -1,0 +1,257 @@
+"""A trained run, ready to adapt to an environment and act in it."""
+
+import logging
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+from torch import Tensor, nn
+
+from .config import Config
+from .envs import VectorFamily
+from .errors import UserError
+from .methods import method_of
+from .policies import flatten
+from .runs.evaluation import lr_factors
+from .runs.folder import load_run
+from .sampling.actors import Actor
+from .sampling.families import make_env
+from .sampling.spaces import Array, action_map, encode
+from .sampling.streams import torch_generator
+
+AnyEnv = gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
+_log = logging.getLogger(__name__)
+
+
+def load(run_dir: str | os.PathLike[str], policy: nn.Module | None = None, trust: bool = False) -> "MetaPolicy":
+    """Loads a trained run. Loading never runs code from the folder.
+
+    Args:
+        run_dir: The run folder.
+        policy: The module of your own that the run was trained with, if it was.
+        trust: Import the module that registers the run's family, if config.json names one.
+
+    Raises:
+        UserError: If the folder holds no run or a damaged one, or its family is not registered and not trusted.
+    """
+    config, trained, _ = load_run(Path(run_dir), policy, trust)
+    return MetaPolicy(config, trained)
+
+
+class MetaPolicy:
+    """A meta-trained policy with the options of its run.
+
+    Args:
+        config: The run's options.
+        policy: The policy module, with its meta-trained parameters θ.
+    """
+
+    def __init__(self, config: Config, policy: nn.Module):
+        self.config, self.policy = config, policy
+
+    def adapt(
+        self, env: AnyEnv, num_steps: int | None = None, num_rollouts: int | None = None, seed: int | None = None
+    ) -> "AdaptedPolicy":
+        """Adapts to the task inside an environment: collects rollouts in it and takes inner steps on them.
+
+        Args:
+            env: An environment from `gymnasium.make`, or a vector environment whose N environments all have the
+                same task. It must have the spaces of the run's family, but need not say what its task is.
+            num_steps: S, adaptation steps; for RL², episodes to remember. By default as in training. With 0, the
+                policy acts without adapting.
+            num_rollouts: K, rollouts for each step, a multiple of N. By default as in training. RL² learns from
+                one rollout in each of the N environments, so it takes no such number.
+            seed: Seed of the environment and of the actions. By default they are unpredictable, and the
+                environment is reset without a seed.
+
+        Returns:
+            The adapted policy.
+
+        Raises:
+            UserError: If the environment does not fit the run, or fails.
+        """
+        config, method = self.config, method_of(self.config)
+        if config.observe_task:
+            raise UserError("The oracle is given its task and does not adapt; load a run without observe_task.")
+        family = make_env(config, 1)
+        family.close()
+        given = _GivenEnv(env, family)
+        num_steps = max(method.num_adaptations, 1) if num_steps is None else num_steps
+        one_per_env = method.learners(2) == 2
+        if num_steps < (least := int(one_per_env and given.num_envs > 1)):
+            raise UserError(f"num_steps is {num_steps}, but must be at least {least} here.")
+        num_rollouts = _num_rollouts(num_rollouts, one_per_env, given.num_envs, config.num_rollouts)
+        seeds = np.random.SeedSequence(seed)
+        collecting, acting = seeds.spawn(2)
+        given.seeded = seed is not None
+        factors, theta = lr_factors(config, num_steps), flatten(self.policy)
+        phases = method.collect(given, self.policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
+        actor = method.adapted(self.policy, theta, list(islice(phases, num_steps)), factors)
+        num_envs = given.num_envs if given.batched else None
+        return AdaptedPolicy(actor, given.raw_space, num_envs, family, torch_generator(acting))
+
+
+def _num_rollouts(given: int | None, one_per_env: bool, num_envs: int, default: int) -> int:
+    if one_per_env:
+        if given not in (None, num_envs):
+            raise UserError(
+                f"num_rollouts is {given}, but this method remembers one rollout in each of {num_envs} "
+                "environments; leave num_rollouts out."
+            )
+        return num_envs
+    if given is None:
+        return -(-default // num_envs) * num_envs  # rounded up
+    if given < 1 or given % num_envs:
+        raise UserError(f"num_rollouts is {given}, but must be a multiple of the {num_envs} environments.")
+    return given
+
+
+class AdaptedPolicy:
+    """A policy that acts in the environment that it adapted to, in the environment's own units.
+
+    It is made by `MetaPolicy.adapt`.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        observation_space: spaces.Space[Any],
+        num_envs: int | None,
+        family: VectorFamily,
+        generator: torch.Generator,
+    ):
+        self._actor, self._space, self._num_envs = actor, observation_space, num_envs
+        self._family, self._generator = family, generator
+        self._to_env = action_map(family.single_action_space)
+        self._last: Tensor | None = None
+        self._told = False
+
+    def __call__(
+        self, observation: Any, deterministic: bool = False, *, reward: Any = None, ended: Any = None
+    ) -> Any:
+        """Acts.
+
+        Args:
+            observation: What the environment returned; of a vector environment, the observations of all N.
+            deterministic: Take the most probable action instead of drawing one.
+            reward: The reward of the last action. Only a policy that remembers (RL²) uses it.
+            ended: Whether the last action ended the episode, so that this observation begins a new one. Only a
+                policy that remembers uses it.
+
+        Returns:
+            The action that `env.step` takes; of a vector environment, those of all N.
+        """
+        seen = encode(self._family.single_observation_space, _rows(self._space, observation, self._num_envs))
+        self._remember(reward, ended, len(seen))
+        with torch.no_grad():
+            _, distribution = self._actor.act(seen.unsqueeze(0))
+            self._last = distribution.mode() if deterministic else distribution.sample(self._generator)
+        space = self._family.single_action_space
+        actions = self._to_env(self._last[0].numpy()).astype(space.dtype)
+        return actions[0] if self._num_envs is None else actions
+
+    def _remember(self, reward: Any, ended: Any, num_envs: int) -> None:
+        """Tells the actor what the last action led to."""
+        if self._last is None:
+            return
+        if self._actor.remembers and reward is None and not self._told:
+            self._told = True
+            _log.warning(
+                "This policy remembers rewards, but was not given any; call it with reward=... and ended=.... "
+                "It assumes a reward of 0."
+            )
+        rewards = np.broadcast_to(np.asarray(0.0 if reward is None else reward, np.float32), (num_envs,))
+        ends = np.broadcast_to(np.asarray(False if ended is None else ended, bool), (num_envs,))
+        self._actor.observe(self._last, rewards, ends, np.ones(num_envs, bool))
+
+
+class _GivenEnv(VectorFamily):
+    """An environment, or a vector environment, whose task is inside it. Resets leave the task alone.
+
+    Args:
+        env: The environment.
+        family: An environment of the run's family, for its spaces and horizon.
+
+    Attributes:
+        batched: Whether it is a vector environment.
+        raw_space: The space of one of its observations as it returns them.
+        seeded: Whether resets pass the learner's seeds on.
+
+    Raises:
+        UserError: If the environment has other spaces than the family.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    task_space = spaces.Box(0.0, 0.0, (0,), np.float64)
+
+    def __init__(self, env: AnyEnv, family: VectorFamily):
+        self.batched, self.seeded = isinstance(env, VectorEnv), False
+        if isinstance(env, VectorEnv):
+            self.raw_space, num_envs = env.single_observation_space, env.num_envs
+            self.single_action_space = env.single_action_space
+        else:
+            self.raw_space, num_envs = env.observation_space, 1
+            self.single_action_space = env.action_space
+        self._env = env
+        numbers = isinstance(self.raw_space, spaces.Box | spaces.Discrete)
+        self.single_observation_space = self.raw_space if numbers else spaces.flatten_space(self.raw_space)
+        for name in ("single_observation_space", "single_action_space"):
+            ours, wanted = getattr(self, name), getattr(family, name)
+            if ours != wanted:
+                what = name.removeprefix("single_").replace("_", " ")
+                raise UserError(f"The environment's {what} is {ours}, but the run was trained with {wanted}.")
+        super().__init__(num_envs, family.max_episode_steps)
+        mode = env.metadata.get("autoreset_mode")
+        rests = mode == AutoresetMode.DISABLED and not isinstance(env.unwrapped, VectorFamily)
+        self._reset_by_hand = rests
+        self._ended = np.zeros(num_envs, bool)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self._env)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; the option "task" is left out."""
+        # Environments that use RandomState take no more than 32 bits.
+        observations, info = self._env.reset(seed=seed % 2**31 if self.seeded else None)
+        self._ended[:] = False
+        return self._as_rows(observations), info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Steps once. Arrays are (N, ...)."""
+        actions = actions.astype(self.single_action_space.dtype)
+        if self.batched:
+            if self._reset_by_hand and self._ended.any():
+                self._env.reset(options={"reset_mask": self._ended.copy()})
+            observations, rewards, terminated, truncated, info = self._env.step(actions)
+        else:
+            observations, reward, *ends, info = self._env.step(actions[0])
+            rewards, terminated, truncated = np.array([reward]), np.array(ends[:1]), np.array(ends[1:])
+        self._ended = np.asarray(terminated | truncated, bool)
+        known = {name: np.asarray(info[name]) for name in ("success",) if name in info}
+        return self._as_rows(observations), rewards, terminated, truncated, known
+
+    def _as_rows(self, observations: Any) -> Array:
+        return _rows(self.raw_space, observations, self.num_envs if self.batched else None)
+
+
+def _rows(space: spaces.Space[Any], observations: Any, num_envs: int | None) -> Array:
+    """Observations as numbers, (N, ...), as `gymnasium.spaces.flatten` makes them if they are not.
+
+    Args:
+        space: The space of one observation.
+        observations: Those of a vector environment, or a single one.
+        num_envs: N of a vector environment; None for a single one.
+    """
+    if isinstance(space, spaces.Box | spaces.Discrete):
+        return np.asarray(observations) if num_envs else np.asarray(observations)[None]
+    several = iterate(batch_space(space, num_envs), observations) if num_envs else [observations]
+    return np.stack([np.asarray(spaces.flatten(space, one)) for one in several])

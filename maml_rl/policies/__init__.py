@@ -1,0 +1,21 @@
+"""Policies: networks from observations to action distributions, and their parameters as one flat tensor."""
+
+from .distributions import Categorical, Distribution, MultiCategorical, Normal
+from .networks import CNN, MLP, CategoricalHead, GaussianHead, initialise
+from .parameters import act, flatten, load, unflatten
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "Categorical",
+    "CategoricalHead",
+    "Distribution",
+    "GaussianHead",
+    "MultiCategorical",
+    "Normal",
+    "act",
+    "flatten",
+    "initialise",
+    "load",
+    "unflatten",
+]

@@ -1,0 +1,133 @@
+"""Ready-made policy networks from observations (N, O) to an action distribution.
+
+Any `torch.nn.Module` that returns a distribution of `maml_rl.policies` is a policy.
+"""
+
+import math
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .distributions import Categorical, Distribution, Normal
+
+# exp(-13.8) = 1e-6. Below it, log-probabilities of float32 actions mean nothing.
+MIN_LOG_STD = -13.8
+
+
+class Linear(nn.Linear):
+    """A linear layer whose parameters may have a leading task axis: weight (M, out, in), bias (M, out)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (..., N, in) to (..., N, out)."""
+        return input @ self.weight.mT + self.bias.unsqueeze(-2)
+
+
+class GaussianHead(nn.Module):
+    """A linear layer for the mean, and a standard deviation that does not depend on the observation."""
+
+    def __init__(self, num_features: int, num_actions: int, std: float):
+        super().__init__()
+        self.mean = nn.utils.skip_init(Linear, num_features, num_actions)
+        self.log_std = nn.Parameter(torch.full((num_actions,), math.log(std)))
+
+    def forward(self, features: Tensor) -> Normal:
+        """The distribution of actions (..., N, A) for features (..., N, F)."""
+        return normal(self.mean(features), self.log_std)
+
+
+def normal(mean: Tensor, log_std: Tensor) -> Normal:
+    """Normal distributions of mean (..., N, A) with the same log σ (..., A) everywhere."""
+    return Normal(mean, log_std.clamp(min=MIN_LOG_STD).unsqueeze(-2).expand_as(mean))
+
+
+class CategoricalHead(nn.Module):
+    """A linear layer for the logits."""
+
+    def __init__(self, num_features: int, num_actions: int):
+        super().__init__()
+        self.logits = nn.utils.skip_init(Linear, num_features, num_actions)
+
+    def forward(self, features: Tensor) -> Categorical:
+        """The distribution of actions (..., N) for features (..., N, F)."""
+        return Categorical(self.logits(features))
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron: a tanh `body` and a `head`, with optional inputs that are parameters.
+
+    Attributes:
+        body: The hidden layers.
+        head: Maps the last layer's features to a distribution.
+        context: Parameters that are inputs beside the observation, (C,), initially 0 (Zintgraf et al.,
+            arXiv:1810.03642). None if C is 0.
+    """
+
+    context: nn.Parameter | None
+
+    def __init__(
+        self, observation_size: int, hidden_sizes: tuple[int, ...], head: nn.Module, context_size: int = 0
+    ):
+        super().__init__()
+        self.register_parameter("context", nn.Parameter(torch.zeros(context_size)) if context_size else None)
+        layers: list[nn.Module] = []
+        for size, next_size in pairwise((observation_size + context_size, *hidden_sizes)):
+            layers += [nn.utils.skip_init(Linear, size, next_size), nn.Tanh()]
+        self.body = nn.Sequential(*layers)
+        self.head = head
+        initialise(self, torch.Generator().manual_seed(0))
+
+    def forward(self, observations: Tensor) -> Distribution:
+        """The distribution of actions at observations (..., N, O)."""
+        if self.context is not None:
+            context = self.context.unsqueeze(-2).expand(*observations.shape[:-1], -1)
+            observations = torch.cat([observations, context], dim=-1)
+        return cast(Distribution, self.head(self.body(observations)))
+
+
+class CNN(nn.Module):
+    """Two convolutions of stride 2 and a hidden layer, for images. `body` and `head` are as in `MLP`.
+
+    Args:
+        shape: Channels, height and width. The observations are such images, flattened.
+        num_features: Width of the hidden layer.
+        head: Maps its features to a distribution.
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_features: int, head: nn.Module):
+        super().__init__()
+        channels, height, width = shape
+        self.shape = shape
+        self.body = nn.Sequential(
+            nn.utils.skip_init(nn.Conv2d, channels, 8, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.utils.skip_init(nn.Conv2d, 8, 16, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.Flatten(-3),
+            nn.utils.skip_init(nn.Linear, 16 * -(-height // 4) * -(-width // 4), num_features),
+            nn.Tanh(),
+        )
+        self.head = head
+        initialise(self, torch.Generator().manual_seed(0))
+
+    def forward(self, observations: Tensor) -> Distribution:
+        """The distribution of actions at flattened images (N, O)."""
+        return cast(Distribution, self.head(self.body(observations.unflatten(-1, self.shape))))
+
+
+def initialise(policy: nn.Module, generator: torch.Generator) -> None:
+    """Draws all weight matrices from Glorot's uniform distribution and sets all biases to 0, in place.
+
+    The weights of the last layer are 100 times smaller, so that the untrained policy is nearly the same for all
+    observations and explores by its noise alone (Andrychowicz et al., arXiv:2006.05990, section 3.2). With a last
+    layer of full size, some seeds of 2D navigation start by walking away and never recover.
+    """
+    layers = [module for module in policy.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.RNNBase)]
+    for layer in layers:
+        for name, parameter in layer.named_parameters():
+            if "weight" in name:
+                gain = 0.01 if layer is layers[-1] else 1.0
+                nn.init.xavier_uniform_(parameter, gain=gain, generator=generator)
+            else:
+                nn.init.zeros_(parameter)

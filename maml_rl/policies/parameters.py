@@ -1,0 +1,39 @@
+"""A policy's parameters θ as one flat tensor of P numbers, seen unflattened at the call only."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .distributions import Distribution
+
+# The name of the parameters whose exponentials multiply α, where α is learned. Forward passes do not use them.
+LOG_LR_FACTORS = "log_lr_factors"
+# The name of log σ in a policy with a ready-made head.
+LOG_STD = "head.log_std"
+
+
+def flatten(policy: nn.Module) -> Tensor:
+    """The parameters of a module as one tensor, (P,)."""
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+def load(policy: nn.Module, theta: Tensor) -> None:
+    """Copies θ (P,) into the module's own parameters, in place."""
+    nn.utils.vector_to_parameters(theta.clone(), policy.parameters())
+
+
+def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+    """Views of θ (..., P) under the names and in the shapes of the module's parameters."""
+    parameters = dict(policy.named_parameters())
+    parts = theta.split([parameter.numel() for parameter in parameters.values()], dim=-1)
+    return {
+        name: part.unflatten(-1, parameter.shape)
+        for (name, parameter), part in zip(parameters.items(), parts, strict=True)
+    }
+
+
+def act(policy: nn.Module, theta: Tensor, observations: Tensor) -> Distribution:
+    """π_θ: the distribution of actions at observations (N, O) under parameters θ (P,)."""
+    return cast(Distribution, functional_call(policy, unflatten(policy, theta), (observations,)))

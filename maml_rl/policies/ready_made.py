@@ -1,0 +1,99 @@
+"""The ready-made policy for the spaces of an environment."""
+
+from typing import Any, cast
+
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from ..config import Config
+from ..errors import UserError
+from .networks import CNN, MLP, CategoricalHead, GaussianHead, initialise
+
+_OWN = "pass a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)"
+
+
+def make_policy(
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    config: Config,
+    generator: torch.Generator,
+    task_size: int = 0,
+) -> nn.Module:
+    """Makes an MLP, or a CNN for images, for the spaces of a single environment.
+
+    Args:
+        observation_space: A Box of O numbers, Discrete with O values (seen one-hot), or a Box of images
+            (channels, height, width).
+        action_space: A Box of A numbers (Gaussian policy) or Discrete with A values (categorical policy).
+        config: The policy's options are used.
+        generator: The source of the initial parameters.
+        task_size: D, if the policy sees the task after the observation.
+
+    Raises:
+        UserError: If there is no ready-made policy for these spaces and options.
+    """
+    image = is_image(observation_space)
+    if image and (task_size or config.context_size):
+        raise UserError(
+            "There is no ready-made policy for images with observe_task or context_size; leave these options out, "
+            f"or {_OWN}."
+        )
+    size = flat_size(observation_space) + task_size
+    width = config.hidden_sizes[-1] if config.hidden_sizes else size + config.context_size
+    head = make_head(action_space, width, config)
+    policy: nn.Module
+    if image:
+        policy = CNN(cast(spaces.Box, observation_space).shape, width, head)
+    else:
+        policy = MLP(size, config.hidden_sizes, head, config.context_size)
+    initialise(policy, generator)
+    return policy
+
+
+def is_image(space: spaces.Space[Any]) -> bool:
+    """Whether observations are images, (channels, height, width).
+
+    Raises:
+        UserError: If they look like images with their channels last.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        return False
+    if space.shape[2] in (1, 3, 4) and space.shape[0] not in (1, 3, 4):
+        raise UserError(
+            f"The observation space {space} looks like images with their channels last; put them "
+            "first, (channels, height, width), with gymnasium.wrappers.TransformObservation."
+        )
+    return True
+
+
+def flat_size(space: spaces.Space[Any]) -> int:
+    """O, how many numbers a policy is given of an observation.
+
+    Raises:
+        UserError: If there is no ready-made policy for the space.
+    """
+    if not isinstance(space, spaces.Discrete) and not (
+        isinstance(space, spaces.Box) and len(space.shape) in (1, 3)
+    ):
+        raise UserError(
+            f"There is no ready-made policy for the observation space {space}, only for a one-dimensional Box, an "
+            f"image Box (channels, height, width) and Discrete; {_OWN}."
+        )
+    return spaces.flatdim(space)
+
+
+def make_head(action_space: spaces.Space[Any], width: int, config: Config) -> GaussianHead | CategoricalHead:
+    """Makes the last layer of a policy, for features of the given width.
+
+    Raises:
+        UserError: If there is no ready-made head for the space.
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return CategoricalHead(width, int(action_space.n))
+    if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
+        return GaussianHead(width, action_space.shape[0], config.initial_std)
+    raise UserError(
+        f"There is no ready-made policy for the action space {action_space}, only for a one-dimensional Box and "
+        f"Discrete; {_OWN}."
+    )

@@ -1,0 +1,217 @@
+"""An open run: everything around the training loop that is not the algorithm."""
+
+import contextlib
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
+from tqdm import tqdm
+
+from .config import Config
+from .envs import VectorFamily
+from .errors import UserError
+from .methods import Method
+from .policies import load
+from .results.plots import SHOWN_TASKS, pixels, rollouts_figure, write_figure, write_results
+from .runs.checkpoint import State, save_checkpoint
+from .runs.evaluation import adaptation_curves, curve, held_out
+from .runs.folder import new_policy, open_folder
+from .runs.tensorboard import Events
+from .sampling.families import import_family, make_env
+from .sampling.rollouts import Rollouts
+
+# Called after each iteration with the environment steps so far and everything that was logged of it, by tag.
+Callback = Callable[[int, dict[str, float]], object]
+
+
+@contextlib.contextmanager
+def open_run(
+    config: Config, method: Method, own: nn.Module | None = None, callbacks: Sequence[Callback] = ()
+) -> Iterator["Run"]:
+    """Opens a run folder, environments and log; evaluates the finished run; closes everything.
+
+    Whatever ends the training early, the last whole iteration is saved before.
+
+    Args:
+        config: The run's options. A module that `env_id` names is imported.
+        method: The method that they choose.
+        own: A module of the user's instead of a ready-made policy.
+        callbacks: Called after each iteration.
+
+    Raises:
+        UserError: If something given from outside is wrong.
+    """
+    device = learner_device(config)
+    import_family(config.env_id)
+    policy = new_policy(config, own)
+    state = open_folder(config, policy)
+    with contextlib.ExitStack() as stack:
+        env = make_env(config, config.num_tasks * config.num_rollouts)
+        stack.callback(env.close)
+        events = Events(config, state)
+        stack.callback(events.close)
+        progress = tqdm(total=config.iterations, initial=state.iteration, unit="it", dynamic_ncols=True)
+        stack.callback(progress.close)
+        run = Run(config, method, policy, env, state, events, progress, device, callbacks)
+        try:
+            yield run
+        except BaseException:
+            run.checkpoint(run.state)
+            raise
+        if not config.iterations:
+            run.checkpoint(run.state)
+    load(policy, run.state.theta)
+    write_results(config.run_dir, adaptation_curves(policy, config, run.state, trained=run.last_curve))
+
+
+def learner_device(config: Config) -> torch.device:
+    """The device of the option of that name.
+
+    Raises:
+        UserError: If there is no such device here.
+    """
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        device = torch.device("meta")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UserError(
+            f"device is {config.device!r}, but this machine only has {', '.join(known)}; choose one of them."
+        )
+    return device
+
+
+class Run:
+    """A run in training: its environments, its state, and its log.
+
+    Attributes:
+        env: M·K environments of the family.
+        policy: The policy module on the CPU. It gets its meta-trained parameters when the run ends.
+        learner: A copy of it on the learner's device.
+        state: The state after the last whole iteration.
+        history: What TensorBoard got since the run was opened: from each tag to (environment steps, value).
+        last_curve: The evaluation after the last iteration, once it is done.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        method: Method,
+        policy: nn.Module,
+        env: VectorFamily,
+        state: State,
+        events: Events,
+        progress: "tqdm[Any]",
+        device: torch.device,
+        callbacks: Sequence[Callback],
+    ):
+        self.env, self.policy, self.state = env, policy, state
+        self.learner = copy.deepcopy(policy).to(device)
+        self.history = events.history
+        self.last_curve: dict[str, Any] | None = None
+        self._config, self._method, self._callbacks = config, method, callbacks
+        self._events, self._progress, self._device = events, progress, device
+        self._started = self._collected = time.perf_counter()
+
+    @property
+    def theta(self) -> Tensor:
+        """θ on the learner's device, (P,)."""
+        return self.state.theta.to(self._device)
+
+    def collected(self) -> None:
+        """Notes the time at which an iteration's rollouts are there."""
+        self._collected = time.perf_counter()
+
+    def record(
+        self,
+        theta: Tensor,
+        optimiser_state: dict[str, Any],
+        batches: Sequence[Rollouts],
+        figures: dict[str, float],
+    ) -> None:
+        """Logs an iteration, and evaluates and saves when that is due.
+
+        Args:
+            theta: θ after it, (P,).
+            optimiser_state: The optimiser's state after it.
+            batches: Its phases, (M, K, H, ...).
+            figures: What the update returned for the log.
+
+        Raises:
+            UserError: If θ is not finite.
+        """
+        updated = time.perf_counter()
+        theta, optimiser_state = tree_map_only(Tensor, Tensor.cpu, (theta, optimiser_state))
+        config, before = self._config, self.state
+        if not torch.isfinite(theta).all():
+            raise UserError(
+                f"The outer step of iteration {before.iteration + 1} made parameters that are not finite; lower "
+                "outer_lr, inner_lr or max_kl. The checkpoint is that of the iteration before."
+            )
+        new_steps = sum(int(batch.mask.sum()) for batch in batches)
+        after = State(theta, before.untrained, optimiser_state, before.iteration + 1, before.env_steps + new_steps)
+        scalars = phase_scalars("train", batches)
+        returns = [scalars[f"train/return_step_{k}"] for k in range(len(batches))]
+        scalars["train/adaptation_gain"] = returns[-1] - returns[0]
+        scalars |= {f"outer/{name}": value for name, value in figures.items()}
+        scalars["time/env_steps_per_second"] = new_steps / (updated - self._started)
+        scalars["time/collect_seconds"] = self._collected - self._started
+        scalars["time/update_seconds"] = updated - self._collected
+        self._events.add(scalars, after.env_steps)
+        for failed in (batch.failed for batch in batches if batch.failed.any()):
+            count = f"{int(failed.sum())} of {failed.numel()}"
+            self._progress.write(f"{count} simulations broke down and were ended", sys.stderr)
+        self._progress.set_postfix_str(f"return {returns[0]:.2f} → {returns[-1]:.2f}")
+        self._progress.update()
+        last = after.iteration == config.iterations
+        if last or (config.eval_every and after.iteration % config.eval_every == 0):
+            scalars |= self._evaluate(after)
+        if last or after.iteration % config.checkpoint_every == 0:
+            self.checkpoint(after)
+        # Only now is the iteration done. If it is interrupted before, all of it is repeated.
+        self.state = after
+        for callback in self._callbacks:
+            callback(after.env_steps, scalars)
+        self._started = time.perf_counter()
+
+    def checkpoint(self, state: State) -> None:
+        """Saves a state. Events are written first, so that a checkpoint is never ahead of the curves."""
+        self._events.flush()
+        save_checkpoint(self._config.run_dir, self.policy, state)
+
+    def _evaluate(self, state: State) -> dict[str, float]:
+        """Evaluates on held-out tasks; logs returns, and a picture if the family can draw one."""
+        config = self._config
+        phases = []
+        with held_out(self.policy, state.theta, config) as (env, tasks, batches):
+            for batch in batches:
+                # Of most tasks, only what curves are made of is kept.
+                kept = {name: getattr(batch, name) for name in ("rewards", "mask", "success", "failed")}
+                phases.append(tree_map(lambda x: x[:SHOWN_TASKS].clone(), batch)._replace(**kept))
+            self.last_curve = curve(phases, tasks, self._method)
+            scalars = phase_scalars("eval", phases)
+            self._events.add(scalars, state.env_steps)
+            figure = rollouts_figure(env, tasks, phases)
+        if figure is not None:
+            self._events.add_image("eval/rollouts", pixels(figure), state.env_steps)
+            write_figure(config.run_dir / "rollouts.png", figure)
+        return scalars
+
+
+def phase_scalars(group: str, batches: Sequence[Rollouts]) -> dict[str, float]:
+    """Mean returns after 0 ... S steps, success where the family reports it, and failures where there are any."""
+    scalars = {}
+    for k, batch in enumerate(batches):
+        scalars[f"{group}/return_step_{k}"] = batch.returns().mean().item()
+        if not batch.success.isnan().all():
+            scalars[f"{group}/success_step_{k}"] = batch.success.nanmean().item()
+        if batch.failed.any():
+            scalars[f"{group}/failed_step_{k}"] = batch.failed.float().mean().item()
+    return scalars

@@ -1,0 +1,1 @@
+"""Results: comparisons of runs, pictures and videos."""

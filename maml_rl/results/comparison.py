@@ -1,0 +1,235 @@
+"""Runs of several methods and seeds in one table and one picture."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from ..config import Config
+from ..errors import UserError
+from ..methods import curve_name, method_of
+from ..runs.folder import load_config
+from ..sampling.spaces import Array
+from . import published
+
+_RESAMPLES, _BATCH = 2000, 100
+
+
+class Curves(NamedTuple):
+    """What the runs of one method did on their held-out tasks.
+
+    Attributes:
+        returns: For each seed, (tasks, S + 1).
+        episodes: How many episodes of a task a learner had seen before each of the S + 1 phases.
+        env_steps: The environment steps in them, mean over seeds.
+        middle: The interquartile mean of the returns, (S + 1,).
+        interval: Its 95% interval, (S + 1, 2).
+    """
+
+    returns: list[Array]
+    episodes: Array
+    env_steps: Array
+    middle: Array
+    interval: Array
+
+
+def label(config: Config) -> str:
+    """What comparisons call the method that the options make."""
+    return method_of(config).label if config.iterations else "scratch"
+
+
+def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any]]]:
+    """Reads config.json and evaluation.json of runs.
+
+    Raises:
+        UserError: If one of them is not there, or runs cannot be compared.
+    """
+    runs = []
+    for folder in folders:
+        path = folder / "evaluation.json"
+        config = load_config(folder)
+        try:
+            results = json.loads(path.read_text())
+            for curve in results["methods"].values():
+                if np.ndim(curve["returns"]) != 2 or len(curve["env_steps"]) != len(curve["mean"]):
+                    raise ValueError("returns or env_steps have another shape")
+            if results["iterations"] != config.iterations or _name(config) not in results["methods"]:
+                raise ValueError(f"it is of iteration {results['iterations']} of {config.iterations}")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}); finish the run, or evaluate it."
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path} is no evaluation of this version ({error}); evaluate the run anew."
+            ) from error
+        runs.append((folder, config, results))
+    if not runs:
+        raise UserError("There is nothing to compare; give the folders of at least one run.")
+    wants: dict[str, Any] = {}
+    for folder, config, results in runs:
+        for name in ("env_id", "horizon", "env_kwargs", "num_rollouts"):
+            value = results[name] if name == "num_rollouts" else getattr(config, name)
+            if value != wants.setdefault(name, value):
+                raise UserError(
+                    f"{folder} was evaluated with {name}={value!r} and {runs[0][0]} with {wants[name]!r}; "
+                    "compare runs that agree in it."
+                )
+    return runs
+
+
+def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curves]:
+    """The curves of each method over its seeds, in the order given, and those of the first one's untrained policy.
+
+    Methods that would have the same name are told apart by the options in which they differ.
+
+    Raises:
+        UserError: If two runs are the same.
+    """
+    groups: dict[tuple[str, str], list[tuple[Path, Config, dict[str, Any]]]] = {}
+    for run in runs:
+        key = json.dumps(run[1].options("method"), default=str)
+        groups.setdefault((label(run[1]), key), []).append(run)
+    methods = {}
+    for (short, _), group in groups.items():
+        seeds: dict[int, Path] = {}
+        for folder, config, _ in group:
+            if config.seed in seeds:
+                raise UserError(
+                    f"{seeds[config.seed]} and {folder} are the same method with the same seed; leave one out."
+                )
+            seeds[config.seed] = folder
+        alike = [other[0][1].options("method") for (name, _), other in groups.items() if name == short]
+        differing = [
+            f"{name}={value}"
+            for name, value in group[0][1].options("method").items()
+            if len({str(options[name]) for options in alike}) > 1
+        ]
+        title = short + (f" ({', '.join(differing)})" if differing else "")
+        methods[title] = _curves(group, _name(group[0][1]))
+    # The untrained policy of a method with inner steps, if there is one.
+    with_random = [group for group in groups.values() if all("random" in run[2]["methods"] for run in group)]
+    with_random.sort(key=lambda group: method_of(group[0][1]).unit != "step")
+    if with_random:
+        methods["random"] = _curves(with_random[0], "random")
+    return methods
+
+
+def _name(config: Config) -> str:
+    return curve_name(method_of(config))
+
+
+def _curves(group: list[tuple[Path, Config, dict[str, Any]]], method: str) -> Curves:
+    curves = [results["methods"][method] for _, _, results in group]
+    shortest = min(len(curve["mean"]) for curve in curves)
+    config, num_rollouts = group[0][1], group[0][2]["num_rollouts"]
+    returns = [np.array(curve["returns"])[:, :shortest] for curve in curves]
+    return Curves(
+        returns,
+        np.arange(shortest) * (num_rollouts // method_of(config).learners(num_rollouts)),
+        np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
+        *interquartile_mean(returns),
+    )
+
+
+def interquartile_mean(returns: list[Array]) -> tuple[Array, Array]:
+    """The mean of the middle half over tasks of all seeds, with its 95% interval.
+
+    The interval is a percentile bootstrap in two stages: seeds are drawn with replacement, and then tasks within
+    each seed, because every seed has its own tasks. (Agarwal et al., arXiv:2108.13264, section 4.1, draw seeds
+    within each task.) With a single seed it shows only how tasks differ.
+
+    Args:
+        returns: For each seed, (tasks, S + 1).
+
+    Returns:
+        (S + 1,) and (S + 1, 2).
+    """
+    rng = np.random.default_rng(0)
+    num_tasks = min(len(of_seed) for of_seed in returns)
+    values = np.stack([of_seed[:num_tasks] for of_seed in returns])  # (seeds, tasks, S + 1)
+    resampled = []
+    for _ in range(_RESAMPLES // _BATCH):
+        seeds = rng.integers(len(values), size=(_BATCH, len(values), 1))
+        drawn = values[seeds, rng.integers(num_tasks, size=(_BATCH, len(values), num_tasks))]
+        resampled.append(stats.trim_mean(drawn.reshape(_BATCH, -1, values.shape[-1]), 0.25, axis=1))
+    interval = np.percentile(np.concatenate(resampled), [2.5, 97.5], axis=0)
+    middle: Array = stats.trim_mean(np.concatenate(returns), 0.25, axis=0)
+    return middle, interval.T
+
+
+def interval_words(methods: dict[str, Curves]) -> str:
+    """What the intervals of some methods are over."""
+    several = any(len(curves.returns) > 1 for curves in methods.values())
+    return "95% bootstrap interval over " + ("seeds and tasks" if several else "tasks (one seed)")
+
+
+def at_episodes(curves: Curves, episodes: Array) -> Array:
+    """The indices of a method's last points whose learners had seen at most so many episodes."""
+    return np.searchsorted(curves.episodes, episodes, side="right") - 1
+
+
+def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
+    """Markdown: a row for each method, returns after as many episodes of a task as inner steps take.
+
+    Args:
+        env_id: The family, for the scores that were published for it.
+        methods: As from `by_method`.
+    """
+    adapting = [c for c in methods.values() if len(c.episodes) > 1 and c.episodes[1] > 1]
+    columns = (adapting or [*methods.values()])[0].episodes[:4]
+    at = {name: at_episodes(curves, columns) for name, curves in methods.items()}
+    means = {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
+    scored = {"oracle", "random"} <= means.keys()
+    steps = [f"{k} step{'s' * (k != 1)}" for k in range(len(columns))]
+    rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
+    rows.append(["---"] * len(rows[0]))
+    for name, curves in methods.items():
+        middle, interval = curves.middle, curves.interval
+        cells = [f"{middle[i]:.2f} [{interval[i, 0]:.2f}, {interval[i, 1]:.2f}]" for i in at[name]]
+        gain = middle[at[name][-1]] - middle[at[name][0]]
+        rows.append([name, str(len(curves.returns)), *cells, f"{gain:.2f}"])
+        if scored:
+            scores = published.score(means[name], means["random"], means["oracle"][0])
+            rows[-1].append(", ".join(f"{score:.3f}" for score in scores))
+    if env_id in published.RETURNS:
+        paper = {name: np.array(returns) for name, returns in published.RETURNS[env_id].items()}
+        maml = paper["maml"][: len(columns)]
+        cells = ["MAML as published (means)", "", *(f"{x:.2f}" for x in maml), f"{maml[-1] - maml[0]:.2f}"]
+        scores = published.score(paper["maml"], paper["random"], paper["oracle"][0])[: len(columns)]
+        rows.append(cells + [", ".join(f"{score:.3f}" for score in scores)] * scored)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
+    """Interquartile means with 95% intervals against environment steps in a task, a curve for each method."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(
+        title=f"{env_id}\n{interval_words(methods)}",
+        xlabel="environment steps in a new task",
+        ylabel="return (interquartile mean)",
+    )
+    longest = max(curves.env_steps[-1] for curves in methods.values())
+    first = min((c.env_steps[1] for c in methods.values() if len(c.env_steps) > 1), default=1.0)
+    for i, (name, curves) in enumerate(methods.items()):
+        middle, interval = curves.middle, curves.interval
+        colour, style = f"C{i % 10}", "-" if i < 10 else "--"
+        if len(middle) == 1:  # does not adapt
+            axes.axhline(middle[0], color=colour, linestyle=":", label=name)
+            axes.fill_between([0, longest], *np.repeat(interval.T, 2, axis=1), color=colour, alpha=0.15)
+        else:
+            axes.plot(curves.env_steps, middle, style, color=colour, marker="o", markersize=3, label=name)
+            axes.fill_between(curves.env_steps, *interval.T, color=colour, alpha=0.15)
+    if env_id in published.SAME_PHYSICS and "maml" in methods:
+        paper = published.RETURNS[env_id]["maml"][: len(methods["maml"].env_steps)]
+        steps = methods["maml"].env_steps[: len(paper)]
+        axes.plot(steps, paper, "k--", marker="x", label="MAML as published (means)")
+    axes.set_xscale("symlog", linthresh=first)
+    axes.set_xlim(0, max(longest * 1.05, 1.0))
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside right upper")
+    return figure

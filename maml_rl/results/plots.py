@@ -1,0 +1,96 @@
+"""Pictures of adaptation, drawn without a display."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..envs import VectorFamily
+from ..runs.files import write_atomically, write_json
+from ..sampling.rollouts import Rollouts
+from ..sampling.spaces import Array
+
+# How many tasks a picture of rollouts shows.
+SHOWN_TASKS = 4
+
+
+def adaptation_figure(results: dict[str, Any]) -> Figure:
+    """Mean returns after 0 ... S steps with 95% intervals, a curve for each method.
+
+    Args:
+        results: As `evaluate` returns them.
+    """
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    axes = figure.add_subplot(
+        title=results["env_id"],
+        xlabel="episodes before" if results["unit"] == "episode" else "adaptation steps",
+        ylabel="return",
+        xticks=range(results["num_steps"] + 1),
+    )
+    for method, curve in results["methods"].items():
+        steps, interval = range(len(curve["mean"])), np.array(curve["ci95"])
+        axes.plot(steps, curve["mean"], marker="o", label=method)
+        axes.fill_between(steps, interval[:, 0], interval[:, 1], alpha=0.2)
+    axes.grid(alpha=0.3)
+    axes.legend(
+        title=describe_tasks(results),
+        title_fontsize="small",
+    )
+    return figure
+
+
+def describe_tasks(results: dict[str, Any]) -> str:
+    """Which tasks an evaluation is over, as `evaluate` returns it, and how often each was adapted to."""
+    num_tasks, num_rollouts = results["num_tasks"], results["num_rollouts"]
+    if not results["tasks_seen"]:
+        return f"{num_tasks} held-out tasks, {num_rollouts} rollouts each"
+    different = len(np.unique(results["tasks"], axis=0))
+    return f"{different} tasks seen in training, {num_tasks} adaptations in all, {num_rollouts} rollouts each"
+
+
+def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts]) -> Figure | None:
+    """Rollouts of the first few tasks, one row per task and one column per phase.
+
+    Args:
+        env: The family. It draws its own rollouts with `plot_rollouts(axes, task, observations, mask)`.
+        tasks: (M, D).
+        batches: S + 1 batches of rollouts, of at least the first `SHOWN_TASKS` tasks (m, K, H, ...).
+
+    Returns:
+        The picture, or None if the family has no `plot_rollouts`.
+    """
+    if not hasattr(env, "plot_rollouts"):
+        return None
+    shown = min(SHOWN_TASKS, len(tasks))
+    figure = Figure(figsize=(2.2 * len(batches), 2.2 * shown + 0.3), layout="constrained")
+    grid = figure.subplots(shown, len(batches), squeeze=False)
+    for k, batch in enumerate(batches):
+        grid[0, k].set_title(f"{k} step{'s' * (k != 1)}")
+        for i in range(shown):
+            env.plot_rollouts(grid[i, k], tasks[i], batch.observations[i].numpy(), batch.mask[i].numpy())
+            grid[i, k].set_xlabel(f"return {batch.rewards[i].sum(-1).mean():.1f}", fontsize="small")
+    return figure
+
+
+def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    """The picture as (height, width, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a PNG file atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_results(run_dir: Path, results: dict[str, Any]) -> None:
+    """Writes evaluation.json and adaptation.png into a run folder."""
+    write_json(run_dir / "evaluation.json", results)
+    write_figure(run_dir / "adaptation.png", adaptation_figure(results))

@@ -1,0 +1,124 @@
+"""Videos of held-out tasks before and after adaptation, side by side."""
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+
+import gymnasium
+import imageio.v3 as imageio
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import nn
+from torch.utils._pytree import tree_map
+from torch.utils.tensorboard import SummaryWriter
+
+from ..config import Config
+from ..envs import BrokenEnvironmentError, in_words
+from ..errors import UserError
+from ..methods import method_of
+from ..policies import flatten
+from ..runs.evaluation import held_out, held_out_seed
+from ..runs.files import write_atomically
+from ..sampling.families import make_env
+from ..sampling.rollouts import Rollouts
+from ..sampling.spaces import Array, action_map
+from ..sampling.streams import integer_seed, stream
+
+_CAPTION = 32  # height in pixels; together with the frame, a multiple of 16, which video codecs need
+_MAX_FPS = 30
+
+
+def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple[npt.NDArray[np.uint8], int]:
+    """Shows the first rollout of held-out tasks, a row each: before adaptation left, after all steps right.
+
+    Args:
+        policy: The policy, with the parameters θ to start from.
+        config: The run's options. The rollouts are those of an evaluation with these `eval_...` options.
+        num_tasks: How many of the held-out tasks to show.
+
+    Returns:
+        The frames (T, height, width, 3) uint8, and how many to show a second.
+
+    Raises:
+        UserError: If the family cannot be rendered here; says what is missing.
+    """
+    with held_out(policy, flatten(policy), config) as (env, tasks, phases):
+        num_tasks = min(num_tasks, len(tasks))
+        batches = [tree_map(lambda x: x[:num_tasks], batch) for batch in phases]
+    last, unit = len(batches) - 1, method_of(config).unit
+    columns = [
+        _column(config, tasks[:num_tasks], batches[k], k, title)
+        for k, title in ((0, "before adaptation"), (last, f"after {last} {unit}{'s' * (last != 1)}"))
+    ]
+    env_fps = env.metadata["render_fps"]
+    length = max(len(frames) for column in columns for frames in column)
+    rows = [
+        [
+            np.stack(frames + frames[-1:] * (length - len(frames))) for frames in row
+        ]  # after its end, a rollout shows its last frame
+        for row in zip(*columns, strict=True)
+    ]
+    stride = math.ceil(env_fps / _MAX_FPS)
+    video = np.concatenate([np.concatenate(pair, axis=2) for pair in rows], axis=1)
+    return video[::stride], round(env_fps / stride)
+
+
+def _column(config: Config, tasks: Array, batch: Rollouts, phase: int, title: str) -> list[list[Array]]:
+    """Repeats the first rollout of each task, with a captioned frame of every step.
+
+    The same seeds and actions give the same rollouts.
+    """
+    phases = stream(held_out_seed(config), "held-out rollouts").spawn(config.eval_num_steps + 1)
+    first_seed = integer_seed(phases[phase].spawn(2)[0])
+    seeds = [first_seed + i * config.eval_num_rollouts for i in range(len(tasks))]
+    returns = batch.rewards[:, 0].cumsum(-1).numpy()
+    env = make_env(dataclasses.replace(config, num_workers=0), len(tasks), render_mode="rgb_array")
+    to_env = action_map(env.single_action_space)
+    column: list[list[Array]] = [[] for _ in tasks]
+    try:
+        env.reset(seed=seeds, options={"task": tasks})  # type: ignore[arg-type]
+        for t in range(batch.mask.shape[-1]):
+            _, rewards, *_ = env.step(to_env(batch.actions[:, 0, t].numpy()))
+            for i, task in enumerate(tasks):
+                if batch.mask[i, 0, t]:
+                    if not np.isclose(rewards[i], batch.rewards[i, 0, t], rtol=1e-4, atol=1e-4):
+                        raise UserError(
+                            f"{config.env_id} does not repeat itself with the same seeds and actions, so its "
+                            "rollouts cannot be filmed; let reset(seed=...) seed all of its randomness."
+                        )
+                    caption = f"{title}: return {returns[i, t]:.1f}\ntask {in_words(np.round(task, 2))}"
+                    column[i].append(_captioned(env.snapshot(i), caption))
+    except (BrokenEnvironmentError, gymnasium.error.DependencyNotInstalled) as error:
+        raise UserError(f"{config.env_id} cannot be rendered here: {error}") from error
+    finally:
+        env.close()
+    return column
+
+
+def _captioned(frame: Array, caption: str) -> Array:
+    height, width = (-(-size // 16) * 16 for size in frame.shape[:2])
+    image = Image.new("RGB", (width, height + _CAPTION), "white")
+    image.paste(Image.fromarray(frame), (0, _CAPTION))
+    ImageDraw.Draw(image).multiline_text((6, 3), caption, fill="black", spacing=2)
+    return np.array(image)
+
+
+def write_video(path: Path, frames: Array, fps: int) -> None:
+    """Writes an mp4 file atomically."""
+    content = imageio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264")
+    assert isinstance(content, bytes)
+    write_atomically(path, content)
+
+
+def add_video(writer: SummaryWriter, tag: str, frames: Array, fps: int, step: int) -> None:
+    """Adds an animated GIF to TensorBoard, with every second frame at half the size."""
+    _, height, width, _ = frames.shape
+    height, width = height // 2, width // 2
+    first, *rest = [Image.fromarray(frame).resize((width, height)) for frame in frames[::2]]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=2000 // fps, loop=0)
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

@@ -1,0 +1,257 @@
+"""Evaluation: returns after 0 ... S adaptation steps on held-out tasks."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+from torch import Tensor, nn
+
+from ..config import Config
+from ..envs import VectorFamily, in_words
+from ..errors import UserError
+from ..methods import Method, curve_name, method_of
+from ..policies import flatten
+from ..sampling.families import make_env
+from ..sampling.rollouts import Rollouts
+from ..sampling.spaces import Array
+from ..sampling.streams import numpy_generator, stream
+from .checkpoint import State
+from .folder import load_run, new_policy
+
+
+def evaluate(
+    run_dir: str | os.PathLike[str],
+    *,
+    tasks: npt.ArrayLike | None = None,
+    num_steps: int | None = None,
+    num_tasks: int | None = None,
+    num_rollouts: int | None = None,
+    seed: int | None = None,
+    policy: nn.Module | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a run and its untrained policy after 0 ... S adaptation steps on the same held-out tasks.
+
+    Args:
+        run_dir: The run folder.
+        tasks: Tasks of your own choice, (M, D), instead of held-out ones.
+        num_steps: S, adaptation steps. By default the run's `eval_num_steps`; the next three likewise.
+        num_tasks: M, held-out tasks, at least 2 for an interval.
+        num_rollouts: K, rollouts of a task before and after each step.
+        seed: Seed of the held-out tasks and rollouts.
+        policy: The module of your own that the run was trained with, if it was.
+        trust: Import the module that registers the run's family, if config.json names one.
+
+    Returns:
+        The content of evaluation.json. Under "methods" it has the run's method and "random", the untrained policy
+        with the same adaptation. Each has "returns" (undiscounted, averaged over K rollouts; S + 1 numbers for
+        every task), their "mean" over tasks (S + 1), "ci95", the 95% confidence intervals of the mean by Student's
+        t (S + 1 pairs), and "env_steps", the environment steps that a task's learner had seen before (S + 1). If
+        the family reports success, "success", "success_mean" and "success_ci95" are the same for the share of a
+        task's rollouts that succeeded at any step. "tasks" are the tasks (M, D), and "tasks_seen" is true if the
+        family has so few tasks that training has seen them all.
+
+    Raises:
+        UserError: If an option is out of range, a task is not in the task space, or the folder holds no run.
+    """
+    config, trained, state = load_run(Path(run_dir), policy, trust)
+    config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
+    return adaptation_curves(trained, config, state, tasks)
+
+
+def evaluate_policy(
+    policy: nn.Module,
+    config: Config,
+    *,
+    untrained: nn.Module | None = None,
+    tasks: npt.ArrayLike | None = None,
+    num_steps: int | None = None,
+    num_tasks: int | None = None,
+    num_rollouts: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Evaluates a module that is in memory. It is not changed.
+
+    Args:
+        policy: The meta-trained module.
+        config: The options that it was trained with.
+        untrained: The module before training; by default the one that the options make.
+        tasks: As for `evaluate`, and so are the other four.
+        num_steps: S.
+        num_tasks: M.
+        num_rollouts: K.
+        seed: Seed of the held-out tasks and rollouts.
+
+    Returns:
+        The same as `evaluate`.
+
+    Raises:
+        UserError: If an option is out of range, or the two modules have different parameters.
+    """
+    before = flatten(new_policy(config) if untrained is None else untrained)
+    state = State(flatten(policy), before, {}, config.iterations, 0)
+    if len(state.theta) != len(before):
+        raise UserError("The untrained policy has other parameters; pass evaluate_policy(..., untrained=it).")
+    config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
+    return adaptation_curves(policy, config, state, tasks)
+
+
+def _with_options(
+    config: Config,
+    tasks: npt.ArrayLike | None,
+    num_steps: int | None,
+    num_tasks: int | None,
+    num_rollouts: int | None,
+    seed: int | None,
+) -> Config:
+    if tasks is not None:
+        if num_tasks is not None:
+            raise UserError("Both tasks and num_tasks were given; leave num_tasks out.")
+        num_tasks = len(np.atleast_1d(np.asarray(tasks)))
+    given: dict[str, Any] = {
+        "eval_num_steps": num_steps,
+        "eval_num_tasks": num_tasks,
+        "eval_num_rollouts": num_rollouts,
+        "eval_seed": seed,
+    }
+    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+@contextlib.contextmanager
+def held_out(
+    policy: nn.Module, theta: Tensor, config: Config, tasks: npt.ArrayLike | None = None
+) -> Iterator[tuple[VectorFamily, Array, Iterator[Rollouts]]]:
+    """Adapts to held-out tasks, which are drawn from a stream that training never uses.
+
+    Args:
+        policy: The policy module.
+        theta: θ to start from on every task, (P,); not changed.
+        config: The options of the family and those named `eval_...` are used.
+        tasks: Tasks to use instead, (M, D).
+
+    Yields:
+        The environments, which are closed afterwards, the tasks (M, D), and S + 1 batches of rollouts (M, K, H,
+        ...), each collected only when it is asked for.
+    """
+    seed = held_out_seed(config)
+    env = make_env(config, config.eval_num_tasks * config.eval_num_rollouts)
+    try:
+        if tasks is None:
+            chosen = env.sample_test_tasks(config.eval_num_tasks, numpy_generator(seed, "held-out tasks"))
+        else:
+            chosen = _checked_tasks(env, tasks)
+        factors, seeds = lr_factors(config, config.eval_num_steps), stream(seed, "held-out rollouts")
+        num_rollouts = config.eval_num_rollouts
+        yield env, chosen, method_of(config).collect(env, policy, theta, chosen, num_rollouts, seeds, factors)
+    finally:
+        env.close()
+
+
+def _checked_tasks(env: VectorFamily, tasks: npt.ArrayLike) -> Array:
+    checked = np.asarray(tasks, env.task_space.dtype)
+    if checked.shape[1:] != env.task_space.shape:
+        raise UserError(
+            f"tasks has shape {checked.shape}, but must be an array of tasks of the task space "
+            f"{in_words(env.task_space)}, a row each."
+        )
+    outside = [task for task in checked if not env.task_space.contains(task)]
+    if outside:
+        raise UserError(
+            f"The task {in_words(np.asarray(outside[0]))} is not in the task space {in_words(env.task_space)}; "
+            "choose one that is."
+        )
+    if problem := env.task_problem(checked):
+        raise UserError(f"tasks: {problem}")
+    return checked
+
+
+def held_out_seed(config: Config) -> int:
+    """The seed of the held-out tasks. Their streams differ from training's even if the seed is the same."""
+    return config.seed if config.eval_seed is None else config.eval_seed
+
+
+def lr_factors(config: Config, num_steps: int) -> list[float]:
+    """The factors on α for so many steps of adaptation outside training."""
+    last = len(config.eval_lr_factors) - 1
+    return [config.eval_lr_factors[min(k, last)] for k in range(num_steps)]
+
+
+def adaptation_curves(
+    policy: nn.Module,
+    config: Config,
+    state: State,
+    tasks: npt.ArrayLike | None = None,
+    trained: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `evaluate` returns, for a run at a state.
+
+    Args:
+        policy: The policy module.
+        config: The run's options.
+        state: Its state.
+        tasks: Tasks to use instead of held-out ones, (M, D).
+        trained: The curve of the trained policy, if it is known already.
+    """
+    method = method_of(config)
+    name = curve_name(method)
+    methods: dict[str, Any] = {name: trained} if trained else {}
+    for title, theta in {name: state.theta, "random": state.untrained}.items():
+        if title in methods or (title == "random" and name == "scratch"):  # scratch is the untrained policy itself
+            continue
+        with held_out(policy, theta, config, tasks) as (env, chosen, batches):
+            methods[title] = curve(batches, chosen, method)
+            seen, evaluated = env.all_tasks is not None, chosen.tolist()
+    return {
+        "env_id": config.env_id,
+        "iterations": state.iteration,
+        "num_steps": config.eval_num_steps,
+        "num_tasks": config.eval_num_tasks,
+        "num_rollouts": config.eval_num_rollouts,
+        "seed": held_out_seed(config),
+        "unit": method.unit,
+        "tasks_seen": seen,
+        "tasks": evaluated,
+        "methods": methods,
+    }
+
+
+def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str, Any]:
+    """One policy's part of `evaluate`'s result, from its phases (M, K, H, ...) on tasks (M, D)."""
+    returns, success, seen = [], [], [0.0]
+    for batch in batches:
+        returns.append(batch.returns().double().numpy())
+        success.append(batch.success.double().mean(-1).numpy())
+        learners = method.learners(batch.mask.shape[1])
+        seen.append(seen[-1] + int(batch.mask.sum()) / len(batch.mask) / learners)
+    result: dict[str, Any] = {"env_steps": seen[:-1]}
+    for prefix, by_task in (("", np.stack(returns, axis=1)), ("success_", np.stack(success, axis=1))):
+        if not np.isnan(by_task).any():
+            mean, ci95 = mean_and_interval(by_task, tasks)
+            result |= {
+                prefix.strip("_") or "returns": by_task.tolist(),
+                f"{prefix}mean": mean,
+                f"{prefix}ci95": ci95,
+            }
+    return result
+
+
+def mean_and_interval(values: Array, tasks: Array) -> tuple[list[float], list[list[float]]]:
+    """The mean over tasks of values (M, S + 1), and its 95% interval by Student's t: (S + 1) and (S + 1, 2).
+
+    If there are only a few different tasks, each of them several times, the interval is that of the mean over
+    these very tasks: they are strata, and how much they differ from each other is not an error.
+    """
+    _, group, counts = np.unique(tasks.reshape(len(tasks), -1), axis=0, return_inverse=True, return_counts=True)
+    group = group.ravel()
+    if (counts < 2).any():
+        group, counts = np.zeros(len(values), int), np.array([len(values)])
+    variances = np.stack([values[group == g].var(0, ddof=1) for g in range(len(counts))])
+    error = np.sqrt((counts[:, None] * variances).sum(0)) / len(values)
+    mean, half = values.mean(0), stdtrit(len(values) - len(counts), 0.975) * error
+    return mean.tolist(), np.stack([mean - half, mean + half], axis=1).tolist()

@@ -1,0 +1,168 @@
+"""The run folder: its options, its policy, and the state to continue from."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from .. import __version__
+from ..config import Config
+from ..errors import UserError
+from ..methods import method_of
+from ..policies import flatten, load
+from ..sampling.families import import_family, is_registered, make_env
+from ..sampling.streams import stream, torch_generator
+from .checkpoint import State, load_checkpoint
+from .files import write_json
+
+# Options that earlier versions did not have yet, by the first version that has them. Their defaults must be what
+# earlier versions did. (`device` and `normalise_advantages` came in the course of 0.1.)
+_ADDED = {"0.2": {"method", "device", "normalise_advantages"}}
+_NOT_SAVED = {"run_dir", "resume"}
+
+
+def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
+    """Makes the untrained policy of a run. It is always the same for the same options.
+
+    Args:
+        config: The run's options.
+        own: A module of the user's instead of a ready-made one; it is copied.
+
+    Raises:
+        UserError: If there is no ready-made policy for the family, or the policy does not fit the options.
+    """
+    method = method_of(config)
+    env = make_env(config, 1)
+    env.close()
+    observations = env.single_observation_space
+    task_size = spaces.flatdim(env.task_space) if config.observe_task else 0
+    if own is None:
+        generator = torch_generator(stream(config.seed, "policy"))
+        policy = method.make_policy(observations, env.single_action_space, generator, task_size)
+    else:
+        if not all(parameter.requires_grad for parameter in own.parameters()):
+            raise UserError("The policy given has frozen parameters, but all are meta-trained; make them buffers.")
+        if not torch.isfinite(flatten(own)).all():
+            raise UserError("The policy given has parameters that are not finite; initialise them.")
+        policy = copy.deepcopy(own)
+    method.prepare(policy, spaces.flatdim(observations) + task_size)
+    return policy
+
+
+def open_folder(config: Config, policy: nn.Module) -> State:
+    """Makes or reopens the run folder, and returns the state to continue from.
+
+    Args:
+        config: The run's options.
+        policy: The untrained policy.
+
+    Raises:
+        UserError: If the folder cannot be written, holds a run and `resume` is not set, holds a run with other
+            options, or holds something else.
+    """
+    folder = config.run_dir
+    first = State(flatten(policy), flatten(policy), {}, 0, 0)
+    if not (folder / "config.json").exists() and not (folder / "checkpoint.pt").exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
+        except OSError as error:
+            raise UserError(
+                f"Cannot make the run folder {folder} ({error.strerror}); choose another --run-dir."
+            ) from error
+        save_config(config)
+        return first
+    if not config.resume:
+        raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --run-dir.")
+    before = load_config(folder)
+    for field in dataclasses.fields(Config):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if field.metadata["fixed"] and old != new:
+            raise UserError(
+                f"The run in {folder} has {field.name}={old}, but {new} was asked for; resume it with its own "
+                "options, or choose another --run-dir."
+            )
+    state = load_checkpoint(folder, policy) if (folder / "checkpoint.pt").exists() else first
+    if state.iteration > config.iterations:
+        raise UserError(
+            f"The run in {folder} has done {state.iteration} iterations, but iterations is {config.iterations}; "
+            "ask for more, or choose another --run-dir."
+        )
+    save_config(config)
+    return state
+
+
+def save_config(config: Config) -> None:
+    """Writes config.json. It does not contain the folder's own name, so that a run can be moved."""
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_SAVED}
+    write_json(config.run_dir / "config.json", {"version": __version__, **options})
+
+
+def load_config(folder: Path) -> Config:
+    """Reads config.json.
+
+    Raises:
+        UserError: If it is missing, or not a configuration of this or an earlier version.
+    """
+    path = folder / "config.json"
+    try:
+        options = json.loads(path.read_text())
+        version = str(options.pop("version", "0.1.0"))
+        _require_complete(options, version)
+        lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+        return Config(**{**options, **lists}, run_dir=folder)
+    except OSError as error:
+        raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+        raise UserError(
+            f"{path} is no configuration of this version of maml_rl ({error}); start a new run."
+        ) from error
+
+
+def _require_complete(options: dict[str, Any], version: str) -> None:
+    """Refuses options of a later version, and options that are missing though their version had them."""
+    if _number(version) > _number(__version__):
+        raise ValueError(f"version {version} wrote it, and this is {__version__}")
+    names = {field.name for field in dataclasses.fields(Config)} - _NOT_SAVED
+    added = {name for since, new in _ADDED.items() if _number(since) > _number(version) for name in new}
+    if missing := sorted(names - added - options.keys()):
+        raise ValueError(f"{', '.join(missing)} is missing")
+    if unknown := sorted(options.keys() - names):
+        raise ValueError(f"{', '.join(unknown)} is unknown")
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, which tell what options mean."""
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
+def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) -> tuple[Config, nn.Module, State]:
+    """Reads a run as its last checkpoint left it: its options, its policy with θ, and its state.
+
+    Args:
+        folder: The run folder.
+        own: The user's own module that the run was trained with, if it was.
+        trust: Import the module that registers the run's family, if config.json names one.
+
+    Raises:
+        UserError: If the folder holds no run, or a damaged one, or its family is not registered and not trusted.
+    """
+    config = load_config(folder)
+    if not is_registered(config.env_id) and ":" in config.env_id:
+        if not trust:
+            module = config.env_id.rpartition(":")[0]
+            raise UserError(
+                f"The run in {folder} names the module {module!r}, which would run its code. If you trust it, "
+                "import it yourself before, or pass --trust (in Python trust=True)."
+            )
+        import_family(config.env_id)
+    policy = new_policy(config, own)
+    state = load_checkpoint(folder, policy)
+    load(policy, state.theta)
+    return config, policy, state

@@ -1,0 +1,97 @@
+"""TensorBoard events of a run, and the same numbers as plain lists."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from ..config import Config
+from ..errors import UserError
+from .checkpoint import State
+
+# From a tag to its points, (environment steps, value).
+History = dict[str, list[tuple[int, float]]]
+
+
+class Events:
+    """Writes the events of a run, from a state on. Points beyond it, from a run that was cut off, are dropped.
+
+    A new run's events begin with its options, as text and for the HPARAMS tab, and with one chart of the returns
+    after 0 ... S steps for CUSTOM SCALARS.
+
+    Args:
+        config: The run's options.
+        state: Where the run begins or continues.
+
+    Attributes:
+        history: All scalars that were added.
+
+    Raises:
+        UserError: If events cannot be written. So do the other methods.
+    """
+
+    def __init__(self, config: Config, state: State):
+        self.history: History = {}
+        self._folder = config.run_dir
+        with self._failures():
+            purge = state.env_steps + 1 if state.iteration else 0
+            self._writer = SummaryWriter(str(config.run_dir), purge_step=purge)
+            if not state.iteration:
+                _add_options(self._writer, config)
+
+    def add(self, scalars: dict[str, float], env_steps: int) -> None:
+        """Adds a point to each of some curves."""
+        with self._failures():
+            for tag, value in scalars.items():
+                self._writer.add_scalar(tag, value, env_steps)
+                self.history.setdefault(tag, []).append((env_steps, float(value)))
+
+    def add_image(self, tag: str, pixels: npt.NDArray[np.uint8], env_steps: int) -> None:
+        """Adds a picture, (height, width, 3)."""
+        with self._failures():
+            self._writer.add_image(tag, pixels, env_steps, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Waits until all events are in the file."""
+        with self._failures():
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file. A full disk shows again here; whatever stopped the run has reported it already."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"Cannot write TensorBoard events into {self._folder} ({error.strerror or error}); make room, "
+                "then continue with --resume."
+            ) from error
+
+
+def _add_options(writer: SummaryWriter, config: Config) -> None:
+    options = {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in dataclasses.asdict(config).items()
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in options.items())
+    writer.add_text("config", f"| option | value |\n|---|---|\n{table}", 0)
+    layout = {group: ["Multiline", [rf"^{group}/return_step_\d+$"]] for group in ("train", "eval")}
+    writer.add_custom_scalars({"returns": layout})
+    metrics = dict.fromkeys((f"eval/return_step_{k}" for k in range(config.eval_num_steps + 1)), 0.0)
+    for summary in hparams(options, metrics):
+        # As add_hparams does, but into the run itself instead of a folder below it.
+        writer._get_file_writer().add_summary(summary, 0)
+
+
+def event_writer(folder: Path) -> SummaryWriter:
+    """A writer that adds events to a finished run."""
+    return SummaryWriter(str(folder))

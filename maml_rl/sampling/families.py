@@ -1,0 +1,88 @@
+"""The environments of a run's task family."""
+
+import importlib
+import re
+
+import gymnasium
+from gymnasium import spaces
+
+from ..config import Config
+from ..envs import BrokenEnvironmentError, VectorFamily, make_vec, num_cores
+from ..errors import UserError
+
+
+def import_family(env_id: str) -> None:
+    """Imports the module that `module:id` names, which registers the family. Other ids need nothing.
+
+    Only call this for an id that the user gave, never for one that was read from a file.
+
+    Raises:
+        UserError: If the module cannot be imported.
+    """
+    module = env_id.rpartition(":")[0]
+    if module.startswith("."):
+        raise UserError(f"Cannot make the task family {env_id!r}: {module!r} is relative; {_WHERE}.")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"Cannot make the task family {env_id!r} ({_reason(error)}); {_WHERE}.") from error
+
+
+def is_registered(env_id: str) -> bool:
+    """Whether the family of an id, or of `module:id`, is registered already."""
+    return env_id.rpartition(":")[2] in gymnasium.registry
+
+
+def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> VectorFamily:
+    """Makes N environments of a run's family, which must be registered already.
+
+    Args:
+        config: The options of the family and of the machine are used.
+        num_envs: N.
+        render_mode: None or "rgb_array".
+
+    Raises:
+        UserError: If the id is unknown, is no task family, cannot be made, or has no horizon.
+    """
+    workers = num_cores() if config.num_workers is None else config.num_workers
+    try:
+        env = make_vec(
+            config.env_id.rpartition(":")[2],
+            num_envs,
+            config.horizon,
+            num_workers=workers if num_envs > 1 else 0,
+            worker_timeout=config.worker_timeout,
+            render_mode=render_mode,
+            **config.env_kwargs,
+        )
+    except BrokenEnvironmentError as error:
+        raise UserError(str(error)) from error
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(f"Cannot make the task family {config.env_id!r}: {_reason(error)}.") from error
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(f"Cannot make the task family {config.env_id!r} ({_reason(error)}); {_WHERE}.") from error
+    if env.max_episode_steps is None:
+        raise UserError(
+            f"{config.env_id!r} has no horizon; register it with max_episode_steps, or set the option horizon."
+        )
+    require_actions(config.env_id, env.single_action_space)
+    return env
+
+
+def require_actions(env_id: str, space: spaces.Space[object]) -> None:
+    """Refuses action spaces for which there is no action distribution."""
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and not (
+        isinstance(space, spaces.Box) and len(space.shape) == 1
+    ):
+        raise UserError(
+            f"The action space of {env_id!r} is {space}, but there are action distributions only for a "
+            "one-dimensional Box, Discrete and MultiDiscrete; wrap the environment so that it has one of them."
+        )
+
+
+_WHERE = "`maml-rl families` lists the registered families, and module:id imports the module that registers yours"
+
+
+def _reason(error: Exception) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip(".")

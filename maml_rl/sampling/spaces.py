@@ -1,0 +1,47 @@
+"""Between an environment's spaces and the numbers that a policy takes and gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+
+def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
+    """Observations of N environments as float32, (N, O): discrete ones one-hot, images flat and in [0, 1]."""
+    if isinstance(space, spaces.Discrete):
+        return torch.nn.functional.one_hot(torch.from_numpy(observations - space.start), int(space.n)).float()
+    numbers = torch.from_numpy(np.asarray(observations, np.float32)).flatten(1)
+    image = space.dtype == np.uint8 and isinstance(space, spaces.Box) and (space.high == 255).all()
+    return numbers / 255 if image else numbers
+
+
+def task_inputs(space: spaces.Space[Any], tasks: Array) -> Tensor:
+    """Tasks (M, D) as a policy sees them, float32: a bounded Box in [-1, 1], discrete tasks one-hot."""
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+        tasks = (tasks - middle) / np.where(half > 0, half, 1)
+    elif not isinstance(space, spaces.Box):
+        tasks = np.stack([np.asarray(spaces.flatten(space, task)) for task in tasks])
+    return torch.from_numpy(np.asarray(tasks, np.float32)).flatten(1)
+
+
+def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
+    """The map from the policy's actions, (N, A) or (N,), to those that the environment takes.
+
+    The policy's [-1, 1] is the whole range of a bounded Box, whatever its unit. Actions outside it are clipped
+    here, and only here, so that log-probabilities are those of the actions that were drawn.
+    """
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        start = space.start
+        return lambda actions: actions + start
+    assert isinstance(space, spaces.Box)
+    if not space.is_bounded():
+        return lambda actions: actions
+    middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+    return lambda actions: middle + half * np.minimum(np.maximum(actions, -1.0), 1.0)

@@ -1,0 +1,249 @@
+"""A trained run taken to an environment: it adapts by the same `adapt`, and acts in the environment's units."""
+
+import dataclasses
+import logging
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import phases
+from gymnasium.vector import AutoresetMode
+from test_custom_policies import Own, config_of
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+import maml_rl
+from maml_rl import Config, UserError
+from maml_rl.maml.inner import adapt
+from maml_rl.meta_policy import MetaPolicy
+from maml_rl.methods import method_of
+from maml_rl.policies import flatten
+from maml_rl.rl2 import as_trials
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.families import make_env
+
+RL2 = {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
+
+
+def untrained(env_id, **options):
+    """A policy whose actions depend on what it sees, without a training."""
+    config = Config(
+        env_id=env_id, num_workers=0, **{"horizon": 6, "hidden_sizes": (8,), "inner_lr": 0.5} | options
+    )
+    policy = new_policy(config)
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.utils.vector_to_parameters(
+        flatten(policy) + 0.3 * torch.randn(flatten(policy).shape, generator=generator), policy.parameters()
+    )
+    return MetaPolicy(config, policy)
+
+
+def test_a_run_folder_gives_back_its_policy(tmp_path):
+    config = Config(
+        run_dir=str(tmp_path / "run"), iterations=1, num_tasks=2, num_rollouts=2, horizon=5, hidden_sizes=(8,),
+        eval_num_tasks=2, eval_num_rollouts=2, eval_num_steps=1,
+    )  # fmt: skip
+    trained = maml_rl.train(config)
+    loaded = maml_rl.load(str(config.run_dir))
+    assert loaded.config == config
+    assert torch.equal(flatten(loaded.policy), flatten(trained.policy))
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    adapted = loaded.adapt(env, seed=1)
+    observation, _ = env.reset(seed=0)
+    assert env.action_space.contains(adapted(observation))
+    with pytest.raises(UserError, match="holds no run"):
+        maml_rl.load(tmp_path)
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 8])
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_it_adapts_as_in_an_evaluation(num_envs, num_steps):
+    """The adapted parameters are those of the inner loop on the rollouts that were collected."""
+    meta = untrained("maml_rl/Navigation2D-v0", eval_lr_factors=(1.0, 0.5))
+    task = np.array([0.3, -0.4])
+    env = gymnasium.make_vec("maml_rl/Navigation2D-v0", num_envs)
+    env.reset(options={"task": np.tile(task, (num_envs, 1))})
+    adapted = meta.adapt(env, num_steps=num_steps, num_rollouts=8, seed=3)
+    actor = adapted._actor
+    assert actor.thetas.shape == (1, len(flatten(meta.policy)))
+    if num_envs == 8:  # one round: the environments of an evaluation do the same
+        seeds = np.random.SeedSequence(3).spawn(2)[0]
+        own = make_env(meta.config, 8)
+        theta = flatten(meta.policy)
+        collected = list(phases(own, meta.policy, theta, task[None], [1.0, 0.5][:num_steps], meta.config, seeds))
+        thetas = theta[None]
+        for batch, factor in zip(collected[:num_steps], [1.0, 0.5], strict=False):
+            thetas, _ = vmap(lambda t, b, f=factor: adapt(meta.policy, t, b, meta.config, f))(thetas, batch)
+        # Seeds are cut to 31 bits for the environment given, but navigation has no randomness of its own.
+        torch.testing.assert_close(actor.thetas, thetas)
+    if num_steps:
+        assert (actor.thetas - flatten(meta.policy)).abs().max() > 1e-3
+    else:
+        torch.testing.assert_close(actor.thetas[0], flatten(meta.policy))
+
+
+def test_resets_leave_the_task_alone():
+    meta = untrained("maml_rl/Navigation2D-v0")
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    env.reset(options={"task": np.array([0.25, 0.125])})
+    meta.adapt(env, num_rollouts=3)
+    np.testing.assert_array_equal(env.unwrapped.task, [0.25, 0.125])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"),
+    [
+        ("maml_rl/Navigation2D-v0", {}),
+        ("maml_rl/TabularMDP-v0", {}),
+        ("maml_rl/CartPoleParams-v0", {}),
+        ("maml_rl/PendulumParams-v0", {}),
+        ("maml_rl/PixelNavigation2D-v0", {}),
+        ("maml_rl/HalfCheetahVel-v0", {}),
+        ("tests/Mixed-v0", {}),
+        ("maml_rl/Navigation2D-v0", RL2),
+        ("maml_rl/TabularMDP-v0", RL2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_actions_are_the_environment_s(env_id, options, deterministic):
+    if env_id == "tests/Mixed-v0":
+        meta = MetaPolicy(dataclasses.replace(config_of("unused"), num_workers=0), Own())
+        env = gymnasium.make(env_id, disable_env_checker=True)
+    else:
+        meta, env = untrained(env_id, **options), gymnasium.make(env_id)
+    adapted = meta.adapt(env, num_rollouts=None if options else 2, seed=0)
+    observation, _ = env.reset(seed=1)
+    taken = []
+    for _ in range(4):
+        action = adapted(observation, deterministic=deterministic, reward=0.5, ended=False)
+        assert env.action_space.contains(action)
+        taken.append(action)
+        observation, *_ = env.step(action)
+    again = meta.adapt(env, num_rollouts=None if options else 2, seed=0)
+    observation, _ = env.reset(seed=1)
+    for action in taken:
+        other = again(observation, deterministic=deterministic, reward=0.5, ended=False)
+        np.testing.assert_array_equal(other, action)
+        observation, *_ = env.step(other)
+    env.close()
+
+
+def test_deterministic_actions_are_the_most_probable_ones():
+    meta = untrained("maml_rl/PendulumParams-v0", initial_std=3.0)
+    env = gymnasium.make("maml_rl/PendulumParams-v0")
+    observation, _ = env.reset(seed=0)
+    adapted = meta.adapt(env, num_steps=0)
+    mean = meta.policy(torch.from_numpy(observation)[None]).mean[0].detach().numpy()
+    low, high = env.action_space.low, env.action_space.high
+    expected = np.clip((low + high) / 2 + (high - low) / 2 * mean, low, high)
+    np.testing.assert_allclose(adapted(observation, deterministic=True), expected, rtol=1e-5)
+    assert len({float(adapted(observation)[0]) for _ in range(5)}) > 1
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_vector_environments_of_every_kind(mode):
+    """Short episodes, so that some environments end before others."""
+    meta = untrained("maml_rl/CartPoleParams-v0", horizon=60)
+    env = gymnasium.vector.SyncVectorEnv(
+        [lambda: gymnasium.make("maml_rl/CartPoleParams-v0")] * 3, autoreset_mode=mode
+    )
+    adapted = meta.adapt(env, num_steps=1, num_rollouts=6, seed=0)
+    observations, _ = env.reset(seed=0)
+    actions = adapted(observations)
+    assert env.action_space.contains(actions)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ["maml_rl/TabularMDP-v0", "tests/NanAfterEnd-v0"])
+def test_rl2_remembers_what_it_saw_while_adapting(env_id):
+    """The state after adapting is that of the policy over the whole trial, ended early or not."""
+    meta = untrained(env_id, **RL2, **({"horizon": 10} if "Nan" in env_id else {}))
+    theta, env = flatten(meta.policy), make_env(meta.config, 6)
+    tasks = env.sample_tasks(2, np.random.default_rng(0))
+    seeds = np.random.SeedSequence(5)
+    collected = list(phases(env, meta.policy, theta, tasks, [1.0, 1.0], meta.config, seeds))[:2]
+    actor = method_of(meta.config).adapted(meta.policy, theta, collected, [1.0, 1.0])
+    trials = as_trials(collected)
+    _, states = meta.policy(trials.observations.flatten(0, 1))
+    last = trials.mask.sum(-1).flatten() - 1
+    if "Nan" in env_id:
+        assert len(last.unique()) > 1
+    expected = states[torch.arange(6), last].view(2, 3, -1)
+    torch.testing.assert_close(actor.state, expected.detach())
+    rewards = trials.rewards.flatten(0, 1)[torch.arange(6), last].view(2, 3)
+    torch.testing.assert_close(actor.last[..., -2], rewards)
+    assert (actor.last[..., -1] == 1).all()  # an episode has just ended
+
+
+def test_rl2_goes_on_remembering_while_it_acts():
+    meta = untrained("maml_rl/TabularMDP-v0", **RL2)
+    env = gymnasium.make_vec("maml_rl/TabularMDP-v0", 3)
+    adapted = meta.adapt(env, num_steps=2, seed=5)
+    before = adapted._actor.state.clone()
+    observations, _ = env.reset(seed=0)
+    adapted(observations)
+    assert torch.equal(adapted._actor.state, before)  # it does not know yet what the action leads to
+    adapted(observations, reward=np.ones(3), ended=np.zeros(3, bool))
+    assert not torch.equal(adapted._actor.state, before)
+    assert (adapted._actor.last[..., -2] == 1).all()
+
+
+def test_rl2_says_so_if_it_is_told_no_rewards(caplog):
+    meta = untrained("maml_rl/Navigation2D-v0", **RL2)
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    adapted = meta.adapt(env)
+    observation, _ = env.reset()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            adapted(observation)
+    assert [record.message for record in caplog.records if "remembers rewards" in record.message] == [
+        "This policy remembers rewards, but was not given any; call it with reward=... and ended=.... It assumes a "
+        "reward of 0."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "arguments", "sentence"),
+    [
+        ("Pendulum-v1", {}, {}, "The environment's observation space is .* but the run was trained with"),
+        ("maml_rl/Navigation2D-v0", {"observe_task": True, "num_steps": 0}, {}, "The oracle is given its task"),
+        ("maml_rl/Navigation2D-v0", {}, {"num_steps": -1}, "num_steps is -1, but must be at least 0"),
+        ("maml_rl/Navigation2D-v0", {}, {"num_rollouts": 0}, "num_rollouts is 0, but must be a multiple"),
+        ("maml_rl/Navigation2D-v0", RL2, {"num_rollouts": 3}, "remembers one rollout in each of 1 env"),
+    ],
+)
+def test_what_does_not_fit_is_refused(env_id, options, arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        untrained("maml_rl/Navigation2D-v0", **options).adapt(gymnasium.make(env_id), **arguments)
+
+
+def test_the_number_of_rollouts_is_rounded_up_to_whole_rounds():
+    meta = untrained("maml_rl/Navigation2D-v0", num_rollouts=7)
+    env = gymnasium.make_vec("maml_rl/Navigation2D-v0", 4)
+    meta.adapt(env)
+    with pytest.raises(UserError, match="num_rollouts is 7, but must be a multiple of the 4 environments"):
+        meta.adapt(env, num_rollouts=7)
+
+
+def test_a_dictionary_is_flattened_in_vectors_too():
+    meta = MetaPolicy(dataclasses.replace(config_of("unused"), num_workers=0), Own())
+    env = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("tests/Mixed-v0", disable_env_checker=True)] * 2)
+    adapted = meta.adapt(env, num_rollouts=4, seed=0)
+    observations, _ = env.reset(seed=0)
+    assert env.action_space.contains(adapted(observations))
+    env.close()
+
+
+def test_batches_are_trees():
+    """`adapted` takes phases as `collect` yields them."""
+    meta = untrained("maml_rl/Navigation2D-v0")
+    env = make_env(meta.config, 6)
+    tasks = env.sample_tasks(2, np.random.default_rng(0))
+    batch, _ = phases(env, meta.policy, flatten(meta.policy), tasks, [1.0], meta.config, np.random.SeedSequence(0))
+    actor = method_of(meta.config).adapted(meta.policy, flatten(meta.policy), [batch], [1.0])
+    alone = method_of(meta.config).adapted(
+        meta.policy, flatten(meta.policy), [tree_map(lambda x: x[1:], batch)], [1.0]
+    )
+    torch.testing.assert_close(actor.thetas[1:], alone.thetas)

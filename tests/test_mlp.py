@@ -1,0 +1,114 @@
+"""The derivatives written out, against automatic differentiation of the same policy."""
+
+import pytest
+import torch
+from conftest import A, O, random_rollouts
+from torch.utils._pytree import tree_leaves, tree_map
+
+from maml_rl.config import Config
+from maml_rl.maml import linearise, mlp
+from maml_rl.maml.step_sizes import prepare
+from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, initialise, unflatten
+
+
+class Differentiated(MLP):
+    """The same policy, but not one that derivatives are written out for."""
+
+
+def policies(kind, hidden_sizes, config):
+    width = hidden_sizes[-1] if hidden_sizes else O
+    made = []
+    for kind_of_policy in (MLP, Differentiated):
+        head = GaussianHead(width, A, 0.7) if kind == "normal" else CategoricalHead(width, A)
+        policy = kind_of_policy(O, hidden_sizes, head)
+        initialise(policy, torch.Generator().manual_seed(0))
+        prepare(policy, config)
+        made.append(policy)
+    assert [mlp.covers(policy) for policy in made] == [True, False]
+    return made
+
+
+def problem(policy, num_steps):
+    """θ whose every entry counts, supports and a query."""
+    g = torch.Generator().manual_seed(3)
+    theta = flatten(policy).double()
+    return theta + 0.3 * torch.randn(len(theta), generator=g, dtype=theta.dtype), [
+        random_rollouts("normal" if isinstance(policy.head, GaussianHead) else "categorical", seed=seed)
+        for seed in range(num_steps + 1)
+    ]
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (4,), (5, 4), (5, 4, 3)], ids=str)
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+@pytest.mark.parametrize("cg_iterations", [1, 10], ids=["few products", "many products"])
+def test_every_depth(kind, hidden_sizes, num_steps, cg_iterations):
+    compare(kind, hidden_sizes, num_steps, cg_iterations=cg_iterations)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"first_order": True},
+        {"learn_lr": "one"},
+        {"learn_lr": "layer"},
+        {"learn_lr": "parameter", "first_order": True},
+        {"adapt_only": "head"},
+        {"estimator": "dice", "learn_lr": "parameter", "adapt_only": "body"},
+        {"estimator": "lvc", "adapt_only": "head", "learn_lr": "layer"},
+    ],
+    ids=str,
+)
+def test_every_option_of_the_inner_step(kind, options):
+    compare(kind, (5, 4), 2, **options)
+
+
+def test_a_step_size_of_its_own_for_the_standard_deviation():
+    compare("normal", (5, 4), 2, log_std_lr=0.02, estimator="lvc")
+
+
+def test_a_standard_deviation_at_its_bound_does_not_move():
+    config = Config(chunk_tasks=3)
+    policy, _ = policies("normal", (4,), config)
+    theta, (query,) = problem(policy, 0)
+    unflatten(policy, theta)["head.log_std"].fill_(-20.0)  # a view
+    (chunk,) = linearise.linearise_chunks(policy, theta, (), query, config)
+    pulled = unflatten(policy, chunk.vjp(tree_map(torch.ones_like, chunk.outputs)))
+    assert not pulled["head.log_std"].any()
+    assert pulled["head.mean.bias"].all()
+    assert not chunk.jvp(torch.ones_like(theta)).log_std.any()
+
+
+def test_a_policy_that_was_changed_is_not_covered():
+    policy = MLP(O, (5, 4), GaussianHead(4, A, 0.7))
+    assert mlp.covers(policy)
+    policy.body[1] = torch.nn.ReLU()
+    assert not mlp.covers(policy)
+    policy.body[1] = torch.nn.Tanh()
+    assert mlp.covers(policy)
+    hook = policy.body[0].register_forward_pre_hook(lambda module, inputs: None)
+    assert not mlp.covers(policy)
+    hook.remove()
+    policy.scale_weight = torch.nn.Parameter(torch.ones(1))
+    assert not mlp.covers(policy)
+    assert not mlp.covers(MLP(O, (5, 4), GaussianHead(4, A, 0.7), context_size=1))
+    assert not mlp.covers(MLP(O, (4,), torch.nn.Linear(4, A)))
+
+
+def compare(kind, hidden_sizes, num_steps, **options):
+    config = Config(inner_lr=0.4, chunk_tasks=2, **options)
+    results = []
+    for policy in policies(kind, hidden_sizes, config):
+        theta, (*supports, query) = problem(policy, num_steps)
+        chunks = linearise.linearise_chunks(policy, theta, tuple(supports), query, config)
+        g = torch.Generator().manual_seed(5)
+        tangent = torch.randn(len(theta), generator=g, dtype=theta.dtype)
+        of_outputs = [
+            tree_map(lambda x, g=g: torch.randn(x.shape, generator=g, dtype=x.dtype), chunk.outputs)
+            for chunk in chunks
+        ]
+        pulled = [chunk.vjp(u) for chunk, u in zip(chunks, of_outputs, strict=True)]
+        results.append(
+            tree_leaves([[chunk.outputs for chunk in chunks], [chunk.jvp(tangent) for chunk in chunks], pulled])
+        )
+    for written_out, differentiated in zip(*results, strict=True):
+        torch.testing.assert_close(written_out, differentiated, rtol=1e-9, atol=1e-12)
