@@ -198,10 +198,8 @@ def test_rl2_says_so_if_it_is_told_no_rewards(caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             adapted(observation)
-    assert [record.message for record in caplog.records if "remembers rewards" in record.message] == [
-        "This policy remembers rewards, but was not given any; call it with reward=... and ended=.... It assumes a "
-        "reward of 0."
-    ]
+    said = [record.message for record in caplog.records]
+    assert sum("remembers rewards, but was not given any" in message for message in said) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""Options: what each one is stands at the field, and everything else reads it there."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Literal, get_args, get_type_hints
+
+import pytest
+from conftest import ROOT
+
+import maml_rl
+from maml_rl import Config, UserError
+from maml_rl.maml.inner import ESTIMATORS
+from maml_rl.maml.outer import OPTIMISERS
+from maml_rl.methods import METHODS, method_of
+from maml_rl.runs.folder import load_config, new_policy, open_folder, save_config
+
+OPTIONS = {option.name: option for option in dataclasses.fields(Config)}
+OLD = ROOT / "experiments/results/navigation_2d/maml/seed1/config.json"  # of version 0.1
+
+
+def another(name):
+    """A value other than the default, of the same kind."""
+    value = getattr(Config(), name)
+    choices = get_args(get_type_hints(Config)[name])
+    if choices and get_args(choices[0]):
+        choices = get_args(choices[0])
+    if choices and isinstance(choices[0], str):
+        return next(choice for choice in choices if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return (value / 2 or 0.5) if isinstance(value, float) else value + 1
+    return {
+        "env_id": "maml_rl/TabularMDP-v0", "run_dir": Path("elsewhere"), "env_kwargs": {"num_arms": 3},
+        "hidden_sizes": (8,), "eval_lr_factors": (1.0,), "horizon": 7, "log_std_lr": 0.5, "eval_seed": 3,
+        "num_workers": 1,
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_says_what_it_is(name):
+    metadata = OPTIONS[name].metadata
+    assert metadata["scope"] in ("method", "run", "machine")
+    for limit, beyond in (("at_least", -1), ("above", 0), ("at_most", 1)):
+        if limit in metadata:
+            with pytest.raises(UserError, match=f"^{name} is .*, but must be "):
+                Config(**{name: metadata[limit] + beyond})
+    if "at_least" in metadata or "above" in metadata:
+        with pytest.raises(UserError, match=f"^{name} is nan, but must be "):
+            Config(**{name: float("nan")})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_run_is_resumed_with_what_is_fixed(name, tmp_path):
+    before = Config(run_dir=tmp_path / "run")
+    policy = new_policy(before)
+    open_folder(before, policy)
+    changed = dataclasses.replace(before, **{"resume": True, name: another(name)})
+    if name == "run_dir":
+        return
+    if OPTIONS[name].metadata["fixed"]:
+        with pytest.raises(UserError, match=f"has {name}=.* was asked for"):
+            open_folder(changed, policy)
+    else:
+        open_folder(dataclasses.replace(changed, resume=True), policy)
+
+
+def test_options_that_change_what_is_computed_are_fixed():
+    for option in OPTIONS.values():
+        wanted = (option.metadata["scope"] == "method" and option.name != "iterations") or option.name == "seed"
+        assert option.metadata["fixed"] == wanted, option.name
+
+
+@pytest.mark.parametrize(
+    ("name", "registry"), [("estimator", ESTIMATORS), ("outer", OPTIMISERS), ("method", METHODS)]
+)
+def test_help_shows_the_registered_choices(name, registry):
+    choices = get_type_hints(Config)[name]
+    literal = next(part for part in get_args(choices) if getattr(part, "__origin__", None) is Literal)
+    assert get_args(literal) == tuple(registry)
+
+
+def test_a_value_that_is_no_choice_is_refused():
+    with pytest.raises(UserError, match="learn_lr is 'some', but must be one of no, one, layer, parameter"):
+        Config(learn_lr="some")
+    with pytest.raises(UserError, match="method is 'sgd', but must be one of maml, rl2"):
+        method_of(Config(method="sgd"))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_any_path_will_do_for_a_run_folder(kind, tmp_path):
+    config = Config(run_dir=kind(tmp_path / "run"))
+    assert config.run_dir == tmp_path / "run"
+    open_folder(config, new_policy(config))
+    assert load_config(tmp_path / "run") == config
+
+
+def test_config_json_says_which_version_wrote_it(tmp_path):
+    save_config(Config(run_dir=tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["version"] == maml_rl.__version__
+
+
+def test_a_folder_of_version_0_1_means_what_it_meant(tmp_path):
+    shutil.copy(OLD, tmp_path)
+    options = json.loads(OLD.read_text())
+    assert "version" not in options
+    loaded = load_config(tmp_path)
+    assert method_of(loaded).name == "maml"
+    for name, value in options.items():
+        assert getattr(loaded, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"version": "7.1.0"}, "version 7.1.0 wrote it, and this is"),
+        ({"horizon": ...}, "horizon is missing"),
+        ({"beauty": 1}, "beauty is unknown"),
+        ({"version": "new"}, "is no configuration of this version"),
+        ({"num_tasks": 0}, "num_tasks is 0"),
+    ],
+    ids=str,
+)
+def test_other_configurations_are_refused(change, sentence, tmp_path):
+    save_config(Config(run_dir=tmp_path))
+    options = json.loads((tmp_path / "config.json").read_text()) | change
+    options = {name: value for name, value in options.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    with pytest.raises(UserError, match=sentence):
+        load_config(tmp_path)

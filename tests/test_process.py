@@ -1,0 +1,80 @@
+"""Importing and training leave the process as it was; the command line tunes its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+UNCHANGED = """
+import os, signal, sys, threading, warnings
+import mujoco, torch
+
+def state():
+    return {
+        # Gymnasium and torch set variables of their own.
+        "environment": {k: v for k, v in os.environ.items() if not k.startswith(("PYGAME", "TORCHINDUCTOR"))},
+        "threads": torch.get_num_threads(),
+        "mujoco": mujoco.get_mju_user_warning(),
+        "opengl": getattr(mujoco, "gl_context", None) and mujoco.gl_context.GLContext,
+        "path": list(sys.path),
+        "folder": os.getcwd(),
+        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
+        "hook": threading.excepthook,
+        "random": torch.get_rng_state().tolist(),
+        "dtype": torch.get_default_dtype(),
+        "running": [thread.name for thread in threading.enumerate() if thread.name != "tqdm_monitor"],
+    }
+
+before = state()
+import maml_rl
+maml_rl.train(maml_rl.Config(
+    env_id="maml_rl/HalfCheetahVel-v0", run_dir="run", iterations=1, num_tasks=2, num_rollouts=2, horizon=5,
+    hidden_sizes=(8,), eval_num_tasks=2, eval_num_rollouts=1, eval_num_steps=1,
+))
+after = state()
+"""
+
+
+def run(script, cwd):
+    return subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_training_as_a_library_changes_nothing_in_the_process(tmp_path):
+    script = UNCHANGED + "print(*(name for name in before if before[name] != after[name]))"
+    result = run(script, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not result.stdout.strip()
+
+
+def test_whoever_asks_for_it_gets_a_tuned_process(tmp_path):
+    script = (
+        "import maml_rl, os, sys\n"
+        "maml_rl.tune_process()\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert os.environ['THP_MEM_ALLOC_ENABLE'] == '1'\n"
+        "import gymnasium, mujoco\n"
+        "gymnasium.make('maml_rl/HalfCheetahVel-v0')\n"
+        "assert mujoco.get_mju_user_warning() is not None\n"
+    )
+    result = run(script, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "sentence"),
+    [
+        ("raise FileNotFoundError(2, 'No such file', 'typo.json')", 1, "FileNotFoundError"),
+        ("raise RuntimeError('a defect')", 1, "RuntimeError: a defect"),
+        ("raise MemoryError", 2, "error: Out of memory; lower"),
+        ("import torch; torch.empty(10**15)", 2, "error: Out of memory; lower"),
+        ("import torch; raise torch.OutOfMemoryError('CUDA out of memory')", 2, "error: Out of memory; lower"),
+        ("raise BrokenPipeError", 1, ""),
+        ("raise KeyboardInterrupt", 130, "stopped"),
+    ],
+)
+def test_only_what_a_user_can_fix_is_one_sentence(failure, code, sentence, tmp_path):
+    script = f"from maml_rl.cli import run\ndef command():\n    {failure}\nrun(command)\n"
+    result = run(script, tmp_path)
+    assert result.returncode == code
+    assert sentence in result.stderr
+    assert ("Traceback" in result.stderr) == (code == 1 and bool(sentence))
