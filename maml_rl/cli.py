@@ -1,4 +1,4 @@
-"""The command line: `maml-rl train | evaluate | compare | render | families`, and that of the experiments."""
+"""The command line: `maml-rl train | evaluate | compare | render | families`, and the experiment scripts."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     """Meta-trains on a task family, evaluates on held-out tasks, and writes everything into the run folder."""
     tune_process()
     _add_working_folder()
-    from .training import train as meta_train  # torch takes seconds to import, and --help does not need it
+    from .training import train as meta_train  # imported late, because torch takes seconds
 
     try:
         meta_train(config)
@@ -52,11 +52,11 @@ def evaluate(
 
     Args:
         run_dir: The run folder.
-        num_steps: S, adaptation steps. By default as in the run's options; the next three likewise.
+        num_steps: S, adaptation steps. By default as in the run's options, like the next three.
         num_tasks: Held-out tasks.
         num_rollouts: K, rollouts of a task before and after each step.
         seed: Seed of the held-out tasks and rollouts.
-        tasks: A .npy file with tasks of your own choice, one per row, instead of held-out ones.
+        tasks: A .npy file with your own tasks, one per row, instead of held-out ones.
         trust: Import the module that registers the run's family, if its config.json names one.
     """
     tune_process()
@@ -90,7 +90,7 @@ def render(
 
     Args:
         run_dir: The run folder.
-        num_tasks: How many of the held-out tasks to show, one per row.
+        num_tasks: Number of held-out tasks to show, one per row.
         num_steps: S, adaptation steps. By default as in the run's options.
         seed: Seed of the held-out tasks and rollouts. By default as in the run's options.
         trust: Import the module that registers the run's family, if its config.json names one.
@@ -135,8 +135,9 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
     write_figure(picture, comparison_figure(env_id, methods))
     print(comparison_table(env_id, methods))
     print(
-        f"\nInterquartile means over tasks and seeds with their {interval_words(methods)}, after as many "
-        "episodes of a task as inner steps take. Score: (method - random) / (oracle - random), of means."
+        f"\nInterquartile means over tasks and seeds with their {interval_words(methods)}. In each "
+        "column, methods have seen at most the same number of episodes of a task. Score: (method - random) / "
+        "(oracle - random), of means."
     )
     print(f"picture      {picture}")
 
@@ -159,7 +160,7 @@ def families() -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean returns with 95% intervals, one row per method, and columns for some numbers of steps."""
+    """Returns a table of mean returns with 95% intervals: methods in rows, some numbers of steps in columns."""
     from .results.plots import describe_tasks
 
     last = results["num_steps"]
@@ -182,7 +183,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def run_experiment(defaults: Config) -> NoReturn:
-    """Runs an experiment script: its own defaults, and every option of `Config` on the command line."""
+    """Runs an experiment script with its own defaults. The command line can set every option of `Config`."""
     run(lambda: train(tyro.cli(Config, default=defaults, description=f"Meta-trains on {defaults.env_id}.")))
 
 
@@ -197,8 +198,8 @@ def main() -> NoReturn:
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """Runs a command. What the user can fix is one sentence on standard error instead of a traceback."""
-    # TensorBoard writes in a thread of its own. What fails there is raised in the main thread again.
+    """Runs a command. An error that the user can fix is printed as one sentence, without a traceback."""
+    # TensorBoard writes in its own thread. An error there is raised again in the main thread.
     threading.excepthook = lambda args: (
         None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     )
@@ -212,7 +213,7 @@ def run(command: Callable[[], object]) -> NoReturn:
             raise
         _fail("Out of memory; lower num_tasks, num_rollouts, horizon, hidden_sizes or chunk_tasks.")
     except BrokenPipeError:
-        # Whoever read the output has closed it. Python's own flush at exit must not complain either.
+        # The reader has closed the pipe. Python flushes again at exit, which must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
@@ -222,7 +223,7 @@ def run(command: Callable[[], object]) -> NoReturn:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has an error of its own on a GPU, and a plain RuntimeError on a CPU."""
+    """Returns whether memory ran out. Torch raises its own error on a GPU, and a RuntimeError on a CPU."""
     on_gpu = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, MemoryError) or on_gpu or "can't allocate memory" in str(error)
 
@@ -230,14 +231,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _add_working_folder() -> None:
     """Lets `--env-id my_family:id` find my_family.py in the working folder.
 
-    The folder comes last, so that no file in it hides a module of Python's own.
+    The folder comes last, so that its files do not hide installed modules.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def _array(path: Path) -> Any:
-    """The array in a .npy file; files that hold code are refused."""
+    """Loads the array in a .npy file. Files with pickled objects are refused."""
     import numpy as np
 
     try:
@@ -252,7 +253,7 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def _program() -> list[str]:
-    """How this process was started: a script, a module or an installed command."""
+    """Returns the command that started this process: a script, a module or an installed command."""
     if Path(sys.argv[0]).name == "__main__.py":
         return [sys.executable, "-m", "maml_rl"]
     return [sys.executable, sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]

@@ -12,14 +12,14 @@ Scope = Literal["method", "run", "machine"]
 
 
 def _option(default: Any, scope: Scope, fixed: bool, **limits: float) -> Any:
-    """A field that says what kind of option it is.
+    """Makes a field with metadata about the option.
 
     Args:
-        default: Its default; of a dictionary, the class.
-        scope: `method` if it says what is trained, and how; `run` if it says what one run of the method is, and
-            what is written about it; `machine` if it says how the computer does the work.
-        fixed: Whether a run must be resumed with the same value.
-        **limits: `at_least`, `above` and `at_most`, where the value is a number.
+        default: The default value, or a class that makes it.
+        scope: `method` for what is trained and how, `run` for one run and its output, `machine` for how the
+            computer does the work.
+        fixed: Whether a resumed run must have the same value.
+        **limits: `at_least`, `above` and `at_most`, for numbers.
     """
     metadata = {"scope": scope, "fixed": fixed, **limits}
     if isinstance(default, type):
@@ -44,13 +44,13 @@ class Config:
     """Options of a meta-training run. M, K, H, S are the symbols of the documentation.
 
     Raises:
-        UserError: If a value is out of range. Combinations of options are checked by the method, when it is made.
+        UserError: If a value is out of range. The method checks combinations of options when it is created.
     """
 
     env_id: str = _method("maml_rl/Navigation2D-v0")
     """Registered id of the task family. `module:id` imports the module first."""
     run_dir: Path = _run(Path("runs/default"))  # noqa: RUF009 (a path does not change)
-    """Folder of the run: everything about it is written there. Any path-like will do."""
+    """Folder that everything about the run is written into. Any path-like object works."""
     resume: bool = _run(False)
     """Continue from the last checkpoint in the run folder. Without a checkpoint, start from the beginning."""
     seed: int = _run(1, fixed=True, at_least=0)
@@ -162,7 +162,7 @@ class Config:
             )
 
     def options(self, *scopes: Scope) -> dict[str, Any]:
-        """The options of some scopes, by name."""
+        """Returns the options of the given scopes, by name."""
         return {
             option.name: getattr(self, option.name)
             for option in fields(self)
@@ -170,7 +170,7 @@ class Config:
         }
 
     def changed(self, *names: str) -> list[str]:
-        """Which of the options named are not at their defaults."""
+        """Returns the names of those options that differ from their defaults."""
         return [o.name for o in fields(self) if o.name in names and getattr(self, o.name) != o.default]
 
 

@@ -35,11 +35,11 @@ def load(run_dir: str | os.PathLike[str], policy: nn.Module | None = None, trust
 
     Args:
         run_dir: The run folder.
-        policy: The module of your own that the run was trained with, if it was.
+        policy: Your own module, if the run was trained with one.
         trust: Import the module that registers the run's family, if config.json names one.
 
     Raises:
-        UserError: If the folder holds no run or a damaged one, or its family is not registered and not trusted.
+        UserError: If the folder holds no run or a damaged one, or if `trust` is needed but not set.
     """
     config, trained, _ = load_run(Path(run_dir), policy, trust)
     return MetaPolicy(config, trained)
@@ -59,23 +59,23 @@ class MetaPolicy:
     def adapt(
         self, env: AnyEnv, num_steps: int | None = None, num_rollouts: int | None = None, seed: int | None = None
     ) -> "AdaptedPolicy":
-        """Adapts to the task inside an environment: collects rollouts in it and takes inner steps on them.
+        """Adapts to the current task of an environment. It collects rollouts and takes inner steps on them.
 
         Args:
             env: An environment from `gymnasium.make`, or a vector environment whose N environments all have the
-                same task. It must have the spaces of the run's family, but need not say what its task is.
-            num_steps: S, adaptation steps; for RL², episodes to remember. By default as in training. With 0, the
-                policy acts without adapting.
-            num_rollouts: K, rollouts for each step, a multiple of N. By default as in training. RL² learns from
-                one rollout in each of the N environments, so it takes no such number.
-            seed: Seed of the environment and of the actions. By default they are unpredictable, and the
+                same task. It must have the same spaces as the run's family. Its task may be hidden.
+            num_steps: S, adaptation steps; for RL², episodes to remember. By default as in training, but at least
+                1. With 0, the policy acts without adapting.
+            num_rollouts: K, rollouts for each step, a multiple of N. By default as in training, rounded up. RL²
+                always uses one rollout in each of the N environments.
+            seed: Seed of the environment and of the actions. By default the actions are random, and the
                 environment is reset without a seed.
 
         Returns:
             The adapted policy.
 
         Raises:
-            UserError: If the environment does not fit the run, or fails.
+            UserError: If the environment does not fit the run, or an observation or reward is not finite.
         """
         config, method = self.config, method_of(self.config)
         if config.observe_task:
@@ -114,9 +114,9 @@ def _num_rollouts(given: int | None, one_per_env: bool, num_envs: int, default: 
 
 
 class AdaptedPolicy:
-    """A policy that acts in the environment that it adapted to, in the environment's own units.
+    """A policy that has adapted to a task. It acts in the environment's own units.
 
-    It is made by `MetaPolicy.adapt`.
+    `MetaPolicy.adapt` creates it.
     """
 
     def __init__(
@@ -136,17 +136,17 @@ class AdaptedPolicy:
     def __call__(
         self, observation: Any, deterministic: bool = False, *, reward: Any = None, ended: Any = None
     ) -> Any:
-        """Acts.
+        """Chooses an action.
 
         Args:
-            observation: What the environment returned; of a vector environment, the observations of all N.
+            observation: The environment's observation. For a vector environment, the observations of all N.
             deterministic: Take the most probable action instead of drawing one.
             reward: The reward of the last action. Only a policy that remembers (RL²) uses it.
             ended: Whether the last action ended the episode, so that this observation begins a new one. Only a
                 policy that remembers uses it.
 
         Returns:
-            The action that `env.step` takes; of a vector environment, those of all N.
+            The action for `env.step`. For a vector environment, the actions of all N.
         """
         seen = encode(self._family.single_observation_space, _rows(self._space, observation, self._num_envs))
         self._remember(reward, ended, len(seen))
@@ -158,7 +158,7 @@ class AdaptedPolicy:
         return actions[0] if self._num_envs is None else actions
 
     def _remember(self, reward: Any, ended: Any, num_envs: int) -> None:
-        """Tells the actor what the last action led to."""
+        """Tells the actor the result of the last action."""
         if self._last is None:
             return
         if self._actor.remembers and reward is None and not self._told:
@@ -173,7 +173,7 @@ class AdaptedPolicy:
 
 
 class _GivenEnv(VectorFamily):
-    """An environment, or a vector environment, whose task is inside it. Resets leave the task alone.
+    """Wraps an environment, or a vector environment, whose task is already set. Resets do not change the task.
 
     Args:
         env: The environment.
@@ -181,11 +181,11 @@ class _GivenEnv(VectorFamily):
 
     Attributes:
         batched: Whether it is a vector environment.
-        raw_space: The space of one of its observations as it returns them.
-        seeded: Whether resets pass the learner's seeds on.
+        raw_space: The space of one observation before it is flattened.
+        seeded: Whether resets pass on the learner's seeds.
 
     Raises:
-        UserError: If the environment has other spaces than the family.
+        UserError: If the environment's spaces differ from those of the family.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
@@ -215,12 +215,12 @@ class _GivenEnv(VectorFamily):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The environment's name in messages."""
         return str(self._env)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; the option "task" is left out."""
-        # Environments that use RandomState take no more than 32 bits.
+        """Starts an episode. The option "task" is ignored."""
+        # Environments that use RandomState accept seeds of at most 32 bits.
         observations, info = self._env.reset(seed=seed % 2**31 if self.seeded else None)
         self._ended[:] = False
         return self._as_rows(observations), info
@@ -244,12 +244,12 @@ class _GivenEnv(VectorFamily):
 
 
 def _rows(space: spaces.Space[Any], observations: Any, num_envs: int | None) -> Array:
-    """Observations as numbers, (N, ...), as `gymnasium.spaces.flatten` makes them if they are not.
+    """Returns observations as numbers, (N, ...). Spaces other than Box and Discrete are flattened by Gymnasium.
 
     Args:
         space: The space of one observation.
-        observations: Those of a vector environment, or a single one.
-        num_envs: N of a vector environment; None for a single one.
+        observations: The observations of a vector environment, or the observation of a single one.
+        num_envs: N for a vector environment, None for a single one.
     """
     if isinstance(space, spaces.Box | spaces.Discrete):
         return np.asarray(observations) if num_envs else np.asarray(observations)[None]

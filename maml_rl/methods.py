@@ -1,7 +1,7 @@
 """What a meta-learning method is, and the registry of methods.
 
-A method of your own is a class like this protocol and one line: `METHODS["mine"] = Mine`. Then
-`Config(method="mine")` trains it.
+To add a method, write a class with this protocol and register it: `METHODS["mine"] = Mine`. Then
+`Config(method="mine")` selects it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,16 +23,16 @@ from .sampling.spaces import Array
 
 
 class Method(Protocol):
-    """A meta-learning method with its options: it collects the phases of a batch, and updates θ from them.
+    """A meta-learning method with its options. It collects the phases of a batch and updates θ from them.
 
-    It is made from a `Config` and raises `UserError` for options that make no sense together.
+    The constructor takes a `Config` and raises `UserError` for options that make no sense together.
 
     Attributes:
         config: The options.
-        unit: What separates the phases of a batch, in the singular: "step" or "episode".
-        num_adaptations: How many times policies adapt in training. A batch has one phase more.
-        name: What evaluations call the method.
-        label: What comparisons call it: its name in the literature.
+        unit: What one adaptation is called: "step" or "episode".
+        num_adaptations: How many times a policy adapts in training. A batch has one more phase.
+        name: The method's name in evaluations.
+        label: The method's name in comparisons, as in the literature.
     """
 
     @property
@@ -47,7 +47,7 @@ class Method(Protocol):
     def label(self) -> str: ...  # noqa: D102
 
     def learners(self, num_rollouts: int) -> int:
-        """How many learners share K rollouts of a task: 1 if all adapt one policy, K if each adapts its own."""
+        """Returns the number of learners in K rollouts of a task: 1 if they share a policy, K if each has one."""
 
     def make_policy(
         self,
@@ -56,10 +56,10 @@ class Method(Protocol):
         generator: torch.Generator,
         task_size: int,
     ) -> nn.Module:
-        """Makes a new policy for the spaces of one environment. `task_size` is D if it observes the task, or 0."""
+        """Makes a policy for the spaces of one environment. `task_size` is D if it observes the task, else 0."""
 
     def prepare(self, policy: nn.Module, input_size: int) -> None:
-        """Checks that a policy of `input_size` inputs fits, and adds what the method learns to its parameters."""
+        """Checks a policy with `input_size` inputs, and adds the method's own learned parameters."""
 
     def collect(
         self,
@@ -71,7 +71,7 @@ class Method(Protocol):
         seeds: np.random.SeedSequence,
         lr_factors: Sequence[float] | None = None,
     ) -> Iterator[Rollouts]:
-        """Collects the phases of a batch, adapting in between.
+        """Collects the phases of a batch, and adapts in between.
 
         Args:
             env: M·K environments.
@@ -84,7 +84,7 @@ class Method(Protocol):
 
         Yields:
             Rollouts with advantages, (M, K, H, ...), on θ's device: before each adaptation and after the last one.
-            A phase is collected when it is asked for, so a thousand phases need no more memory than one.
+            A phase is collected only when it is requested, so many phases need no more memory than one.
 
         Raises:
             UserError: If parameters, observations or rewards are not finite, or environments fail.
@@ -109,17 +109,17 @@ class Method(Protocol):
     def adapted(
         self, policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts], lr_factors: Sequence[float]
     ) -> Actor:
-        """The policies after they adapted to phases (m, K, H, ...), one phase for each factor on the step size."""
+        """Returns the policies adapted to phases (m, K, H, ...), with one factor on the step size per phase."""
 
 
 METHODS: dict[str, Callable[[Config], Method]] = {"maml": MAML, "rl2": RL2}
 
 
 def method_of(config: Config) -> Method:
-    """The method that the options choose.
+    """Returns the method that the options select.
 
     Raises:
-        UserError: If there is no method of that name, or it refuses its options.
+        UserError: If there is no method of that name, or it rejects the options.
     """
     name = config.method or ("rl2" if config.rl2_episodes else "maml")
     if name not in METHODS:
@@ -128,5 +128,5 @@ def method_of(config: Config) -> Method:
 
 
 def curve_name(method: Method) -> str:
-    """What evaluations call the run: its method, or "scratch" if it is not trained at all."""
+    """Returns a run's name in evaluations: its method, or "scratch" if it is not trained at all."""
     return method.name if method.config.iterations else "scratch"

@@ -1,4 +1,4 @@
-"""An open run: everything around the training loop that is not the algorithm."""
+"""Everything around the training loop that is not the algorithm: the run folder, environments and the log."""
 
 import contextlib
 import copy
@@ -25,7 +25,7 @@ from .runs.tensorboard import Events
 from .sampling.families import import_family, make_env
 from .sampling.rollouts import Rollouts
 
-# Called after each iteration with the environment steps so far and everything that was logged of it, by tag.
+# Called after each iteration with the environment steps so far and the values that it logged, by tag.
 Callback = Callable[[int, dict[str, float]], object]
 
 
@@ -33,18 +33,18 @@ Callback = Callable[[int, dict[str, float]], object]
 def open_run(
     config: Config, method: Method, own: nn.Module | None = None, callbacks: Sequence[Callback] = ()
 ) -> Iterator["Run"]:
-    """Opens a run folder, environments and log; evaluates the finished run; closes everything.
+    """Opens the run folder, the environments and the log. Afterwards closes them and evaluates the run.
 
-    Whatever ends the training early, the last whole iteration is saved before.
+    If training stops early for any reason, the last complete iteration is saved first.
 
     Args:
-        config: The run's options. A module that `env_id` names is imported.
-        method: The method that they choose.
-        own: A module of the user's instead of a ready-made policy.
+        config: The run's options. If `env_id` names a module, it is imported.
+        method: The method that the options select.
+        own: The user's own module instead of a ready-made policy.
         callbacks: Called after each iteration.
 
     Raises:
-        UserError: If something given from outside is wrong.
+        UserError: If an option, the environment, the policy or the run folder is wrong.
     """
     device = learner_device(config)
     import_family(config.env_id)
@@ -70,10 +70,10 @@ def open_run(
 
 
 def learner_device(config: Config) -> torch.device:
-    """The device of the option of that name.
+    """Returns the torch device that the option `device` names.
 
     Raises:
-        UserError: If there is no such device here.
+        UserError: If this machine has no such device.
     """
     try:
         device = torch.device(config.device)
@@ -94,10 +94,10 @@ class Run:
     Attributes:
         env: M·K environments of the family.
         policy: The policy module on the CPU. It gets its meta-trained parameters when the run ends.
-        learner: A copy of it on the learner's device.
-        state: The state after the last whole iteration.
-        history: What TensorBoard got since the run was opened: from each tag to (environment steps, value).
-        last_curve: The evaluation after the last iteration, once it is done.
+        learner: A copy of the policy on the learner's device.
+        state: The state after the last complete iteration.
+        history: All scalars logged since the run was opened. A tag maps to a list of (environment steps, value).
+        last_curve: The adaptation curve from the latest evaluation, or None before the first one.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Run:
         return self.state.theta.to(self._device)
 
     def collected(self) -> None:
-        """Notes the time at which an iteration's rollouts are there."""
+        """Notes the time when all rollouts of an iteration have been collected."""
         self._collected = time.perf_counter()
 
     def record(
@@ -136,13 +136,13 @@ class Run:
         batches: Sequence[Rollouts],
         figures: dict[str, float],
     ) -> None:
-        """Logs an iteration, and evaluates and saves when that is due.
+        """Logs an iteration. Evaluates and saves if the options ask for it in this iteration.
 
         Args:
-            theta: θ after it, (P,).
-            optimiser_state: The optimiser's state after it.
-            batches: Its phases, (M, K, H, ...).
-            figures: What the update returned for the log.
+            theta: θ after the iteration, (P,).
+            optimiser_state: The optimiser's state after the iteration.
+            batches: The iteration's phases, (M, K, H, ...).
+            figures: Numbers that the update returned for the log.
 
         Raises:
             UserError: If θ is not finite.
@@ -153,7 +153,7 @@ class Run:
         if not torch.isfinite(theta).all():
             raise UserError(
                 f"The outer step of iteration {before.iteration + 1} made parameters that are not finite; lower "
-                "outer_lr, inner_lr or max_kl. The checkpoint is that of the iteration before."
+                "outer_lr, inner_lr or max_kl. The checkpoint is from the iteration before."
             )
         new_steps = sum(int(batch.mask.sum()) for batch in batches)
         after = State(theta, before.untrained, optimiser_state, before.iteration + 1, before.env_steps + new_steps)
@@ -175,7 +175,7 @@ class Run:
             scalars |= self._evaluate(after)
         if last or after.iteration % config.checkpoint_every == 0:
             self.checkpoint(after)
-        # Only now is the iteration done. If it is interrupted before, all of it is repeated.
+        # The iteration is complete from here on. If it is interrupted earlier, a resumed run repeats all of it.
         self.state = after
         for callback in self._callbacks:
             callback(after.env_steps, scalars)
@@ -187,12 +187,12 @@ class Run:
         save_checkpoint(self._config.run_dir, self.policy, state)
 
     def _evaluate(self, state: State) -> dict[str, float]:
-        """Evaluates on held-out tasks; logs returns, and a picture if the family can draw one."""
+        """Evaluates on held-out tasks. Logs the returns, and a picture if the family can draw one."""
         config = self._config
         phases = []
         with held_out(self.policy, state.theta, config) as (env, tasks, batches):
             for batch in batches:
-                # Of most tasks, only what curves are made of is kept.
+                # Keep all data only for the tasks in the picture. The curves need less.
                 kept = {name: getattr(batch, name) for name in ("rewards", "mask", "success", "failed")}
                 phases.append(tree_map(lambda x: x[:SHOWN_TASKS].clone(), batch)._replace(**kept))
             self.last_curve = curve(phases, tasks, self._method)
@@ -206,7 +206,7 @@ class Run:
 
 
 def phase_scalars(group: str, batches: Sequence[Rollouts]) -> dict[str, float]:
-    """Mean returns after 0 ... S steps, success where the family reports it, and failures where there are any."""
+    """Computes mean returns after 0 ... S steps, success if it is reported, and failures if there are any."""
     scalars = {}
     for k, batch in enumerate(batches):
         scalars[f"{group}/return_step_{k}"] = batch.returns().mean().item()

@@ -1,4 +1,4 @@
-"""RL²: instead of an inner loop, a recurrent policy that learns to learn from what it sees (arXiv:1611.02779)."""
+"""RL² (arXiv:1611.02779): a recurrent policy that adapts by its memory instead of an inner loop."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from .sampling.spaces import Array
 
 
 class GRUPolicy(nn.Module):
-    """A recurrent policy. Its inputs are the observation and what its last action led to.
+    """A recurrent policy. Its inputs are the observation and the result of its last action.
 
     Attributes:
         num_actions: A.
@@ -38,7 +38,7 @@ class GRUPolicy(nn.Module):
     def __init__(self, observation_size: int, num_actions: int, memory_size: int, head: nn.Module):
         super().__init__()
         self.num_actions = num_actions
-        # Made on the meta device so that the global generator is not used; `initialise` draws the parameters.
+        # On the meta device, the global generator is not used. `initialise` draws the parameters.
         recurrent = nn.GRU(observation_size + num_actions + 2, memory_size, batch_first=True, device="meta")
         self.recurrent = recurrent.to_empty(device="cpu")
         self.head = head
@@ -59,12 +59,12 @@ class GRUPolicy(nn.Module):
 
 
 class RecurrentActor:
-    """The policy acting step by step in M·K environments, each with a memory of its own. See `Actor`.
+    """Acts step by step in M·K environments, each with its own memory. See `Actor`.
 
     Args:
-        policy: The policy module, with the parameters to act with; not changed afterwards.
-        state: The recurrent layer's states, (M, K, h); changed in place.
-        last: Last action, reward, and whether an episode has just ended, (M, K, A + 2); changed in place.
+        policy: The policy module with the parameters to use. It is not changed.
+        state: The recurrent layer's states, (M, K, h), changed in place.
+        last: Last action, reward, and whether an episode has just ended, (M, K, A + 2), changed in place.
     """
 
     remembers = True
@@ -105,7 +105,7 @@ class RL2:
         self.num_adaptations = config.rl2_episodes - 1
 
     def learners(self, num_rollouts: int) -> int:
-        """See `Method`. Every rollout is an episode of a learner of its own."""
+        """See `Method`. Every rollout belongs to a different learner."""
         return num_rollouts
 
     def make_policy(
@@ -149,7 +149,7 @@ class RL2:
         seeds: np.random.SeedSequence,
         lr_factors: Sequence[float] | None = None,
     ) -> Iterator[Rollouts]:
-        """See `Method`. A phase is the next episode of K learners in each task; factors are only counted."""
+        """See `Method`. A phase is the next episode of K learners per task. Only the number of factors matters."""
         if not isinstance(env.single_action_space, spaces.Discrete | spaces.Box):
             raise UserError(
                 f"RL² takes no actions of {env.single_action_space}, only of a Box or Discrete space; choose "
@@ -177,7 +177,7 @@ class RL2:
         with torch.no_grad():
             for t in range(trials.mask.shape[2]):
                 alive = trials.mask[:, :, t].flatten().numpy()
-                # What a step led to is part of the next step's input.
+                # The result of a step is part of the next step's input.
                 size = actor.last.shape[-1]
                 actor.last.copy_(
                     torch.where(trials.mask[:, :, t, None], trials.observations[:, :, t, -size:], actor.last)
@@ -190,7 +190,7 @@ class RL2:
 
 
 def _without_memory(policy: nn.Module, theta: Tensor, shape: tuple[int, int]) -> RecurrentActor:
-    """The actor at the beginning of a task's first episode, for M·K environments."""
+    """Makes an actor with empty memory for M·K environments, for the start of a task's first episode."""
     own = copy.deepcopy(policy).cpu()
     assert isinstance(own, GRUPolicy)
     nn.utils.vector_to_parameters(theta.detach().cpu().clone(), own.parameters())
@@ -199,13 +199,13 @@ def _without_memory(policy: nn.Module, theta: Tensor, shape: tuple[int, int]) ->
 
 
 def as_trials(batches: Sequence[Rollouts]) -> Rollouts:
-    """Joins E episodes of the same environments into trials, with the steps that were taken first.
+    """Joins E episodes of the same environments into trials. Steps that were taken come before masked ones.
 
     Args:
         batches: E batches of rollouts, (M, K, H, ...).
 
     Returns:
-        Trials, (M, K, E·H, ...). Success and failure are those of any episode.
+        Trials, (M, K, E·H, ...). A trial succeeded or failed if any of its episodes did.
     """
     order = torch.sort(~torch.cat([batch.mask for batch in batches], 2), dim=-1, stable=True).indices
 
@@ -227,7 +227,7 @@ def as_trials(batches: Sequence[Rollouts]) -> Rollouts:
 def ppo_on_trials(
     policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts], config: Config
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
-    """Several steps of PPO (arXiv:1707.06347) on whole trials. Arguments and result are as in `Method.update`."""
+    """Takes several steps of PPO (arXiv:1707.06347) on whole trials. See `Method.update` for the arguments."""
     trials = with_advantages(as_trials(batches), config.discount, config.gae_lambda, config.normalise_advantages)
     shape = trials.mask.shape
 

@@ -17,7 +17,7 @@ class Trained(NamedTuple):
 
     Attributes:
         policy: The policy, with its meta-trained parameters θ.
-        history: What TensorBoard got in this call: from each tag to a list of (environment steps, value).
+        history: All scalars logged in this call. Each tag maps to a list of (environment steps, value).
     """
 
     policy: nn.Module
@@ -32,8 +32,8 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
 
     Args:
         config: The options of the run. If `env_id` is `module:id`, the module is imported.
-        policy: A module of your own instead of a ready-made one, from flattened observations (N, O) to one of the
-            distributions of `maml_rl.policies`. It is copied. Its parameters are those of the untrained policy.
+        policy: Your own module instead of a ready-made one. It maps flattened observations (N, O) to one of the
+            distributions of `maml_rl.policies`. It is copied. Its parameters are the untrained θ.
         callbacks: Functions that are called after each iteration with the environment steps so far and all scalars
             of the iteration, by tag.
 
@@ -41,8 +41,8 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
         The policy and the history.
 
     Raises:
-        UserError: If something given from outside is wrong. The message says what to do.
-        KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last whole iteration was written.
+        UserError: If an option, environment, policy or run folder is wrong. The message says what to do.
+        KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last complete iteration was written.
     """
     method = method_of(config)
     with open_run(config, method, policy, callbacks) as run:

@@ -160,8 +160,8 @@ def test_compare_command(command, tmp_path):
     [
         (lambda run: (run / "config.json").unlink(), "holds no run"),
         (lambda run: (run / "evaluation.json").unlink(), "finish the run, or evaluate it"),
-        (lambda run: (run / "evaluation.json").write_text("{}"), "is no evaluation of this version"),
-        (lambda run: (run / "evaluation.json").write_text("[1"), "is no evaluation of this version"),
+        (lambda run: (run / "evaluation.json").write_text("{}"), "is not an evaluation of this version"),
+        (lambda run: (run / "evaluation.json").write_text("[1"), "is not an evaluation of this version"),
     ],
 )
 def test_folders_without_results_are_refused(tmp_path, damage, sentence):

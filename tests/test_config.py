@@ -118,7 +118,7 @@ def test_a_folder_of_version_0_1_means_what_it_meant(tmp_path):
         ({"version": "7.1.0"}, "version 7.1.0 wrote it, and this is"),
         ({"horizon": ...}, "horizon is missing"),
         ({"beauty": 1}, "beauty is unknown"),
-        ({"version": "new"}, "is no configuration of this version"),
+        ({"version": "new"}, "is not a configuration of this version"),
         ({"num_tasks": 0}, "num_tasks is 0"),
     ],
     ids=str,

@@ -63,6 +63,7 @@ def test_renders(env_id):
 def test_episode_ends_at_horizon_once(env_id):
     env = make_vec(env_id, 2, max_episode_steps=4)
     env.reset(seed=0)
+    env.action_space.seed(0)
     cut = np.array([env.step(env.action_space.sample())[3] for _ in range(9)])
     resets_itself = env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     np.testing.assert_array_equal(np.flatnonzero(cut[:, 0]), [3, 8] if resets_itself else [3])  # step 4: the reset

@@ -293,7 +293,7 @@ def test_bad_checkpoints_are_refused(finished, tmp_path, content):
     else:
         path.write_bytes(content)
     with pytest.raises(
-        UserError, match="damaged|no checkpoint of this version|holds the parameters of another policy"
+        UserError, match="damaged|not a checkpoint of this version|holds the parameters of another policy"
     ):
         evaluate(run_dir)
 
@@ -302,7 +302,7 @@ def test_a_checkpoint_with_code_is_not_run(finished, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0].run_dir, run_dir)
     torch.save({"format": Path("code")}, run_dir / "checkpoint.pt")  # any class not known to be harmless
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         evaluate(run_dir)
 
 

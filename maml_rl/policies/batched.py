@@ -1,4 +1,4 @@
-"""Many tasks' own policies in one forward pass, for sampling."""
+"""The policies of many tasks in one forward pass, for sampling."""
 
 import copy
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .parameters import LOG_LR_FACTORS, LOG_STD, unflatten
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Tanh without derivatives. On a CPU, NumPy's version takes a fifth of the time of torch's."""
+    """Computes tanh without derivatives. On a CPU, NumPy's version takes a fifth of the time of torch's."""
     return torch.from_numpy(np.tanh(x.detach().numpy())) if x.device.type == "cpu" else torch.tanh(x)
 
 
@@ -23,12 +23,12 @@ class Tanh(nn.Module):
     """`tanh` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tanh x."""
+        """Returns tanh x."""
         return tanh(x)
 
 
 def as_made(policy: nn.Module) -> bool:
-    """Whether a policy is an MLP with a ready-made head, and nothing in it was replaced, added or hooked."""
+    """Returns whether a policy is an MLP with a ready-made head, with nothing replaced, added or hooked."""
     if type(policy) is not MLP:
         return False
     body, head = policy.get_submodule("body"), policy.get_submodule("head")

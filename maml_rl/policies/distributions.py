@@ -1,7 +1,7 @@
 """Action distributions as named tuples of tensors, so that they pass through `torch.func` transforms.
 
-Shapes: `...` stands for any batch axes, rollouts and steps among them. Log-probabilities and KL are
-summed over action dimensions, never averaged.
+In shapes, `...` stands for any batch axes, such as rollouts and steps. Log-probabilities and KL are summed over
+action dimensions, never averaged.
 """
 
 import math
@@ -28,22 +28,22 @@ class Normal(NamedTuple):
         return torch.addcmul(self.mean, self.log_std.exp(), noise)
 
     def mode(self) -> Tensor:
-        """The most probable actions, (..., A)."""
+        """Returns the most probable actions, (..., A)."""
         return self.mean
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-density of actions (..., A), shape (...)."""
+        """Returns the log-density of actions (..., A), shape (...)."""
         deviation = (actions - self.mean) * torch.exp(-self.log_std)
         return -(0.5 * deviation.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def kl(self, other: "Normal") -> Tensor:
-        """KL(self ‖ other) in nats, shape (...)."""
+        """Returns KL(self ‖ other) in nats, shape (...)."""
         scaled = torch.exp(2 * (self.log_std - other.log_std))
         shift = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
         return (0.5 * (scaled + shift - 1) + other.log_std - self.log_std).sum(-1)
 
     def fisher_product(self, tangent: "Normal") -> "Normal":
-        """F t, with F the Fisher information in (mean, log_std): diag(1/σ², 2)."""
+        """Returns F t, where F is the Fisher information in (mean, log_std): diag(1/σ², 2)."""
         return Normal(tangent.mean * torch.exp(-2 * self.log_std), 2 * tangent.log_std)
 
 
@@ -64,20 +64,20 @@ class Categorical(NamedTuple):
         return torch.argmax(self.logits - torch.log(exponential), dim=-1)
 
     def mode(self) -> Tensor:
-        """The most probable actions, (...) int64."""
+        """Returns the most probable actions, (...) int64."""
         return self.logits.argmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-probability of actions (...), shape (...)."""
+        """Returns the log-probability of actions (...), shape (...)."""
         return torch.log_softmax(self.logits, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def kl(self, other: "Categorical") -> Tensor:
-        """KL(self ‖ other) in nats, shape (...)."""
+        """Returns KL(self ‖ other) in nats, shape (...)."""
         log_p = torch.log_softmax(self.logits, -1)
         return (log_p.exp() * (log_p - torch.log_softmax(other.logits, -1))).sum(-1)
 
     def fisher_product(self, tangent: "Categorical") -> "Categorical":
-        """F t, with F the Fisher information in the logits: diag(p) - p pᵀ."""
+        """Returns F t, where F is the Fisher information in the logits: diag(p) - p pᵀ."""
         p = torch.softmax(self.logits, -1)
         return Categorical(p * (tangent.logits - (p * tangent.logits).sum(-1, keepdim=True)))
 
@@ -86,7 +86,7 @@ class MultiCategorical(NamedTuple):
     """Independent distributions over several discrete actions each, for MultiDiscrete spaces.
 
     Attributes:
-        logits: (..., A, n) for A actions with up to n values; for values that an action has not, -1e9.
+        logits: (..., A, n) for A actions with up to n values. Missing values have the logit -1e9.
     """
 
     logits: Tensor
@@ -96,19 +96,19 @@ class MultiCategorical(NamedTuple):
         return Categorical(self.logits).sample(generator)
 
     def mode(self) -> Tensor:
-        """The most probable actions, (..., A) int64."""
+        """Returns the most probable actions, (..., A) int64."""
         return self.logits.argmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-probability of actions (..., A), shape (...)."""
+        """Returns the log-probability of actions (..., A), shape (...)."""
         return Categorical(self.logits).log_prob(actions).sum(-1)
 
     def kl(self, other: "MultiCategorical") -> Tensor:
-        """KL(self ‖ other) in nats, shape (...)."""
+        """Returns KL(self ‖ other) in nats, shape (...)."""
         return Categorical(self.logits).kl(Categorical(other.logits)).sum(-1)
 
     def fisher_product(self, tangent: "MultiCategorical") -> "MultiCategorical":
-        """F t, with F the Fisher information in the logits."""
+        """Returns F t, where F is the Fisher information in the logits."""
         return MultiCategorical(Categorical(self.logits).fisher_product(Categorical(tangent.logits)).logits)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .distributions import Categorical, Distribution, Normal
 
-# exp(-13.8) = 1e-6. Below it, log-probabilities of float32 actions mean nothing.
+# exp(-13.8) = 1e-6. Below it, log-probabilities of float32 actions are meaningless.
 MIN_LOG_STD = -13.8
 
 
@@ -33,12 +33,12 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.full((num_actions,), math.log(std)))
 
     def forward(self, features: Tensor) -> Normal:
-        """The distribution of actions (..., N, A) for features (..., N, F)."""
+        """Returns the distribution of actions (..., N, A) for features (..., N, F)."""
         return normal(self.mean(features), self.log_std)
 
 
 def normal(mean: Tensor, log_std: Tensor) -> Normal:
-    """Normal distributions of mean (..., N, A) with the same log σ (..., A) everywhere."""
+    """Returns normal distributions with mean (..., N, A) and the same log σ (..., A) for all N."""
     return Normal(mean, log_std.clamp(min=MIN_LOG_STD).unsqueeze(-2).expand_as(mean))
 
 
@@ -50,7 +50,7 @@ class CategoricalHead(nn.Module):
         self.logits = nn.utils.skip_init(Linear, num_features, num_actions)
 
     def forward(self, features: Tensor) -> Categorical:
-        """The distribution of actions (..., N) for features (..., N, F)."""
+        """Returns the distribution of actions (..., N) for features (..., N, F)."""
         return Categorical(self.logits(features))
 
 
@@ -60,7 +60,7 @@ class MLP(nn.Module):
     Attributes:
         body: The hidden layers.
         head: Maps the last layer's features to a distribution.
-        context: Parameters that are inputs beside the observation, (C,), initially 0 (Zintgraf et al.,
+        context: Parameters that are extra inputs, (C,), initially 0 (Zintgraf et al.,
             arXiv:1810.03642). None if C is 0.
     """
 
@@ -79,7 +79,7 @@ class MLP(nn.Module):
         initialise(self, torch.Generator().manual_seed(0))
 
     def forward(self, observations: Tensor) -> Distribution:
-        """The distribution of actions at observations (..., N, O)."""
+        """Returns the distribution of actions at observations (..., N, O)."""
         if self.context is not None:
             context = self.context.unsqueeze(-2).expand(*observations.shape[:-1], -1)
             observations = torch.cat([observations, context], dim=-1)
@@ -90,7 +90,7 @@ class CNN(nn.Module):
     """Two convolutions of stride 2 and a hidden layer, for images. `body` and `head` are as in `MLP`.
 
     Args:
-        shape: Channels, height and width. The observations are such images, flattened.
+        shape: Channels, height and width. Observations are flattened images of this shape.
         num_features: Width of the hidden layer.
         head: Maps its features to a distribution.
     """
@@ -112,7 +112,7 @@ class CNN(nn.Module):
         initialise(self, torch.Generator().manual_seed(0))
 
     def forward(self, observations: Tensor) -> Distribution:
-        """The distribution of actions at flattened images (N, O)."""
+        """Returns the distribution of actions at flattened images (N, O)."""
         return cast(Distribution, self.head(self.body(observations.unflatten(-1, self.shape))))
 
 
@@ -120,7 +120,7 @@ def initialise(policy: nn.Module, generator: torch.Generator) -> None:
     """Draws all weight matrices from Glorot's uniform distribution and sets all biases to 0, in place.
 
     The weights of the last layer are 100 times smaller, so that the untrained policy is nearly the same for all
-    observations and explores by its noise alone (Andrychowicz et al., arXiv:2006.05990, section 3.2). With a last
+    observations and explores only by its noise (Andrychowicz et al., arXiv:2006.05990, section 3.2). With a last
     layer of full size, some seeds of 2D navigation start by walking away and never recover.
     """
     layers = [module for module in policy.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.RNNBase)]

@@ -1,4 +1,4 @@
-"""A policy's parameters θ as one flat tensor of P numbers, seen unflattened at the call only."""
+"""A policy's parameters θ as one flat tensor of P numbers. They are unflattened only for a call."""
 
 from typing import cast
 
@@ -15,7 +15,7 @@ LOG_STD = "head.log_std"
 
 
 def flatten(policy: nn.Module) -> Tensor:
-    """The parameters of a module as one tensor, (P,)."""
+    """Returns the parameters of a module as one tensor, (P,)."""
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
 
 
@@ -25,7 +25,7 @@ def load(policy: nn.Module, theta: Tensor) -> None:
 
 
 def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:
-    """Views of θ (..., P) under the names and in the shapes of the module's parameters."""
+    """Returns views of θ (..., P) under the names and in the shapes of the module's parameters."""
     parameters = dict(policy.named_parameters())
     parts = theta.split([parameter.numel() for parameter in parameters.values()], dim=-1)
     return {
@@ -35,5 +35,5 @@ def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:
 
 
 def act(policy: nn.Module, theta: Tensor, observations: Tensor) -> Distribution:
-    """π_θ: the distribution of actions at observations (N, O) under parameters θ (P,)."""
+    """Returns π_θ, the distribution of actions at observations (N, O) under parameters θ (P,)."""
     return cast(Distribution, functional_call(policy, unflatten(policy, theta), (observations,)))

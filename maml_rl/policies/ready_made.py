@@ -52,10 +52,10 @@ def make_policy(
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
-    """Whether observations are images, (channels, height, width).
+    """Returns whether observations are images, (channels, height, width).
 
     Raises:
-        UserError: If they look like images with their channels last.
+        UserError: If they look like images whose channels come last.
     """
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
         return False
@@ -68,7 +68,7 @@ def is_image(space: spaces.Space[Any]) -> bool:
 
 
 def flat_size(space: spaces.Space[Any]) -> int:
-    """O, how many numbers a policy is given of an observation.
+    """Returns O, the number of inputs that a policy gets for an observation.
 
     Raises:
         UserError: If there is no ready-made policy for the space.

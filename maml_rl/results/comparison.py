@@ -1,4 +1,4 @@
-"""Runs of several methods and seeds in one table and one picture."""
+"""Compares runs of several methods and seeds in one table and one picture."""
 
 import json
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ _RESAMPLES, _BATCH = 2000, 100
 
 
 class Curves(NamedTuple):
-    """What the runs of one method did on their held-out tasks.
+    """The results of one method's runs on their held-out tasks.
 
     Attributes:
         returns: For each seed, (tasks, S + 1).
-        episodes: How many episodes of a task a learner had seen before each of the S + 1 phases.
-        env_steps: The environment steps in them, mean over seeds.
+        episodes: The number of episodes of a task that a learner had seen before each of the S + 1 phases.
+        env_steps: The environment steps in these episodes, mean over seeds.
         middle: The interquartile mean of the returns, (S + 1,).
         interval: Its 95% interval, (S + 1, 2).
     """
@@ -38,7 +38,7 @@ class Curves(NamedTuple):
 
 
 def label(config: Config) -> str:
-    """What comparisons call the method that the options make."""
+    """Returns the name of a run's method in comparisons."""
     return method_of(config).label if config.iterations else "scratch"
 
 
@@ -46,7 +46,7 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
     """Reads config.json and evaluation.json of runs.
 
     Raises:
-        UserError: If one of them is not there, or runs cannot be compared.
+        UserError: If a file is missing, or the runs cannot be compared.
     """
     runs = []
     for folder in folders:
@@ -65,7 +65,7 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{path} is no evaluation of this version ({error}); evaluate the run anew."
+                f"{path} is not an evaluation of this version ({error}); evaluate the run again."
             ) from error
         runs.append((folder, config, results))
     if not runs:
@@ -83,12 +83,12 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
 
 
 def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curves]:
-    """The curves of each method over its seeds, in the order given, and those of the first one's untrained policy.
+    """Returns the curves of each method over its seeds, in the given order, and those of an untrained policy.
 
-    Methods that would have the same name are told apart by the options in which they differ.
+    If methods have the same name, the options in which they differ are added to it.
 
     Raises:
-        UserError: If two runs are the same.
+        UserError: If two runs have the same method and the same seed.
     """
     groups: dict[tuple[str, str], list[tuple[Path, Config, dict[str, Any]]]] = {}
     for run in runs:
@@ -137,11 +137,11 @@ def _curves(group: list[tuple[Path, Config, dict[str, Any]]], method: str) -> Cu
 
 
 def interquartile_mean(returns: list[Array]) -> tuple[Array, Array]:
-    """The mean of the middle half over tasks of all seeds, with its 95% interval.
+    """Returns the mean of the middle half of the tasks of all seeds, with its 95% interval.
 
-    The interval is a percentile bootstrap in two stages: seeds are drawn with replacement, and then tasks within
+    The interval is a percentile bootstrap in two stages. It draws seeds with replacement, and then tasks within
     each seed, because every seed has its own tasks. (Agarwal et al., arXiv:2108.13264, section 4.1, draw seeds
-    within each task.) With a single seed it shows only how tasks differ.
+    within each task.) With a single seed it only shows how tasks differ.
 
     Args:
         returns: For each seed, (tasks, S + 1).
@@ -163,21 +163,23 @@ def interquartile_mean(returns: list[Array]) -> tuple[Array, Array]:
 
 
 def interval_words(methods: dict[str, Curves]) -> str:
-    """What the intervals of some methods are over."""
+    """Says what the intervals in a comparison are computed over."""
     several = any(len(curves.returns) > 1 for curves in methods.values())
     return "95% bootstrap interval over " + ("seeds and tasks" if several else "tasks (one seed)")
 
 
 def at_episodes(curves: Curves, episodes: Array) -> Array:
-    """The indices of a method's last points whose learners had seen at most so many episodes."""
+    """Returns the indices of a method's last points after at most the given numbers of episodes."""
     return np.searchsorted(curves.episodes, episodes, side="right") - 1
 
 
 def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
-    """Markdown: a row for each method, returns after as many episodes of a task as inner steps take.
+    """Returns a Markdown table, one row per method.
+
+    In each column, methods have seen at most the same number of episodes of a task.
 
     Args:
-        env_id: The family, for the scores that were published for it.
+        env_id: The family. If its results were published, they get a row.
         methods: As from `by_method`.
     """
     adapting = [c for c in methods.values() if len(c.episodes) > 1 and c.episodes[1] > 1]
@@ -206,7 +208,7 @@ def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
 
 
 def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
-    """Interquartile means with 95% intervals against environment steps in a task, a curve for each method."""
+    """Draws interquartile means with 95% intervals over environment steps in a task, one curve per method."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(
         title=f"{env_id}\n{interval_words(methods)}",

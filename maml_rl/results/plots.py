@@ -14,12 +14,12 @@ from ..runs.files import write_atomically, write_json
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array
 
-# How many tasks a picture of rollouts shows.
+# The number of tasks in a picture of rollouts.
 SHOWN_TASKS = 4
 
 
 def adaptation_figure(results: dict[str, Any]) -> Figure:
-    """Mean returns after 0 ... S steps with 95% intervals, a curve for each method.
+    """Draws mean returns after 0 ... S steps with 95% intervals, one curve per method.
 
     Args:
         results: As `evaluate` returns them.
@@ -44,7 +44,7 @@ def adaptation_figure(results: dict[str, Any]) -> Figure:
 
 
 def describe_tasks(results: dict[str, Any]) -> str:
-    """Which tasks an evaluation is over, as `evaluate` returns it, and how often each was adapted to."""
+    """Describes the tasks in a result of `evaluate`, and how often policies adapted to them."""
     num_tasks, num_rollouts = results["num_tasks"], results["num_rollouts"]
     if not results["tasks_seen"]:
         return f"{num_tasks} held-out tasks, {num_rollouts} rollouts each"
@@ -53,7 +53,7 @@ def describe_tasks(results: dict[str, Any]) -> str:
 
 
 def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts]) -> Figure | None:
-    """Rollouts of the first few tasks, one row per task and one column per phase.
+    """Draws rollouts of the first few tasks, one row per task and one column per phase.
 
     Args:
         env: The family. It draws its own rollouts with `plot_rollouts(axes, task, observations, mask)`.
@@ -77,7 +77,7 @@ def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts]) ->
 
 
 def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
-    """The picture as (height, width, 3) uint8."""
+    """Returns the picture as (height, width, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -46,6 +46,6 @@ RETURNS: dict[str, dict[str, list[float]]] = {
 
 
 def score(method: Array, random: Array, oracle: float) -> Array:
-    """The score of returns (S + 1,): 0 is an untrained policy with the same adaptation, 1 is the oracle."""
+    """Computes scores of returns (S + 1,): 0 is an untrained policy with the same adaptation, 1 is the oracle."""
     scores: Array = (method - random) / (oracle - random)
     return scores

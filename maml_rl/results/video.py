@@ -32,18 +32,18 @@ _MAX_FPS = 30
 
 
 def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """Shows the first rollout of held-out tasks, a row each: before adaptation left, after all steps right.
+    """Films the first rollout of held-out tasks, one row per task: before adaptation left, after all steps right.
 
     Args:
         policy: The policy, with the parameters θ to start from.
         config: The run's options. The rollouts are those of an evaluation with these `eval_...` options.
-        num_tasks: How many of the held-out tasks to show.
+        num_tasks: The number of held-out tasks to show.
 
     Returns:
-        The frames (T, height, width, 3) uint8, and how many to show a second.
+        The frames (T, height, width, 3) uint8, and the number of frames per second.
 
     Raises:
-        UserError: If the family cannot be rendered here; says what is missing.
+        UserError: If the family cannot be rendered here. The message says why.
     """
     with held_out(policy, flatten(policy), config) as (env, tasks, phases):
         num_tasks = min(num_tasks, len(tasks))

@@ -1,4 +1,4 @@
-"""checkpoint.pt: all that a run needs to continue."""
+"""checkpoint.pt: everything that a run needs to continue."""
 
 import io
 import pickle
@@ -19,7 +19,7 @@ _VERSION_0_1 = "maml_rl checkpoint 2"  # the same, with the optimiser's state un
 
 
 class State(NamedTuple):
-    """All that a run needs to continue.
+    """Everything that a run needs to continue.
 
     Attributes:
         theta: θ, (P,).
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 def save_checkpoint(folder: Path, policy: nn.Module, state: State) -> None:
-    """Writes checkpoint.pt. At every moment either the old or the new file is there, whole."""
+    """Writes checkpoint.pt. At any time, either the complete old file or the complete new one is there."""
     buffer = io.BytesIO()
     content = {"format": _FORMAT, "layout": _layout(policy), "buffers": dict(policy.named_buffers())}
     torch.save(content | state._asdict(), buffer)
@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, policy: nn.Module, state: State) -> None:
 
 
 def _layout(policy: nn.Module) -> list[list[Any]]:
-    """The class of the policy, and the names and shapes of the parameters in θ."""
+    """Returns the policy's class, and the names and shapes of the parameters in θ."""
     parameters = [[name, *parameter.shape] for name, parameter in policy.named_parameters()]
     return [[type(policy).__qualname__], *parameters]
 
@@ -58,7 +58,7 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
         policy: The policy whose parameters the file should hold.
 
     Raises:
-        UserError: If the file is missing, damaged, or of another program or policy.
+        UserError: If the file is missing, damaged, or from another program or policy.
     """
     path = folder / "checkpoint.pt"
     content = _read(path)
@@ -70,7 +70,7 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
         or content.get("format") != _FORMAT
         or not all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     ):
-        raise UserError(f"{path} is no checkpoint of this version of maml_rl; start a new run.")
+        raise UserError(f"{path} is not a checkpoint of this version of maml_rl; start a new run.")
     state = State(**{name: content[name] for name in kinds})
     buffers = content.get("buffers")
     if content.get("layout") != _layout(policy) or not (
@@ -78,8 +78,8 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
         and all(name in buffers and torch.equal(buffer, buffers[name]) for name, buffer in policy.named_buffers())
     ):
         raise UserError(
-            f"{path} holds the parameters of another policy than this one. A policy of your own must be passed "
-            "again, with the same buffers: train(config, policy=...) or evaluate(run_dir, policy=...)."
+            f"{path} holds the parameters of another policy. If the run has a policy of your own, pass it again "
+            "with the same buffers: train(config, policy=...) or evaluate(run_dir, policy=...)."
         )
     if state.theta.shape != flatten(policy).shape or not torch.isfinite(state.theta).all():
         raise UserError(f"{path} is damaged: parameters are missing or not finite; restore it from a copy.")
@@ -97,5 +97,5 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path.parent} has no checkpoint.pt yet; train it first.") from error
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, OSError, zlib.error) as error:
         raise UserError(
-            f"{path} is damaged or no checkpoint; restore it from a copy, or start a new run."
+            f"{path} is damaged or not a checkpoint; restore it from a copy, or start a new run."
         ) from error

@@ -40,12 +40,12 @@ def evaluate(
 
     Args:
         run_dir: The run folder.
-        tasks: Tasks of your own choice, (M, D), instead of held-out ones.
-        num_steps: S, adaptation steps. By default the run's `eval_num_steps`; the next three likewise.
+        tasks: Your own tasks, (M, D), instead of held-out ones.
+        num_steps: S, adaptation steps. By default the run's `eval_num_steps`. The next three work the same way.
         num_tasks: M, held-out tasks, at least 2 for an interval.
         num_rollouts: K, rollouts of a task before and after each step.
         seed: Seed of the held-out tasks and rollouts.
-        policy: The module of your own that the run was trained with, if it was.
+        policy: Your own module, if the run was trained with one.
         trust: Import the module that registers the run's family, if config.json names one.
 
     Returns:
@@ -81,8 +81,8 @@ def evaluate_policy(
     Args:
         policy: The meta-trained module.
         config: The options that it was trained with.
-        untrained: The module before training; by default the one that the options make.
-        tasks: As for `evaluate`, and so are the other four.
+        untrained: The module before training. By default the one that the options make.
+        tasks: As for `evaluate`, like the next four.
         num_steps: S.
         num_tasks: M.
         num_rollouts: K.
@@ -127,7 +127,7 @@ def _with_options(
 def held_out(
     policy: nn.Module, theta: Tensor, config: Config, tasks: npt.ArrayLike | None = None
 ) -> Iterator[tuple[VectorFamily, Array, Iterator[Rollouts]]]:
-    """Adapts to held-out tasks, which are drawn from a stream that training never uses.
+    """Adapts to held-out tasks. They are drawn from a stream that training never uses.
 
     Args:
         policy: The policy module.
@@ -137,7 +137,7 @@ def held_out(
 
     Yields:
         The environments, which are closed afterwards, the tasks (M, D), and S + 1 batches of rollouts (M, K, H,
-        ...), each collected only when it is asked for.
+        ...), each collected only when it is requested.
     """
     seed = held_out_seed(config)
     env = make_env(config, config.eval_num_tasks * config.eval_num_rollouts)
@@ -158,7 +158,7 @@ def _checked_tasks(env: VectorFamily, tasks: npt.ArrayLike) -> Array:
     if checked.shape[1:] != env.task_space.shape:
         raise UserError(
             f"tasks has shape {checked.shape}, but must be an array of tasks of the task space "
-            f"{in_words(env.task_space)}, a row each."
+            f"{in_words(env.task_space)}, one per row."
         )
     outside = [task for task in checked if not env.task_space.contains(task)]
     if outside:
@@ -172,12 +172,12 @@ def _checked_tasks(env: VectorFamily, tasks: npt.ArrayLike) -> Array:
 
 
 def held_out_seed(config: Config) -> int:
-    """The seed of the held-out tasks. Their streams differ from training's even if the seed is the same."""
+    """Returns the seed of the held-out tasks. Their streams differ from training's even with the same seed."""
     return config.seed if config.eval_seed is None else config.eval_seed
 
 
 def lr_factors(config: Config, num_steps: int) -> list[float]:
-    """The factors on α for so many steps of adaptation outside training."""
+    """Returns the factors on α for `num_steps` adaptation steps outside training."""
     last = len(config.eval_lr_factors) - 1
     return [config.eval_lr_factors[min(k, last)] for k in range(num_steps)]
 
@@ -189,14 +189,14 @@ def adaptation_curves(
     tasks: npt.ArrayLike | None = None,
     trained: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `evaluate` returns, for a run at a state.
+    """Computes the result of `evaluate` for a run in a given state.
 
     Args:
         policy: The policy module.
         config: The run's options.
-        state: Its state.
+        state: The run's state.
         tasks: Tasks to use instead of held-out ones, (M, D).
-        trained: The curve of the trained policy, if it is known already.
+        trained: The curve of the trained policy, if it is already known.
     """
     method = method_of(config)
     name = curve_name(method)
@@ -222,7 +222,7 @@ def adaptation_curves(
 
 
 def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str, Any]:
-    """One policy's part of `evaluate`'s result, from its phases (M, K, H, ...) on tasks (M, D)."""
+    """Computes one policy's part of `evaluate`'s result, from its phases (M, K, H, ...) on tasks (M, D)."""
     returns, success, seen = [], [], [0.0]
     for batch in batches:
         returns.append(batch.returns().double().numpy())
@@ -242,10 +242,10 @@ def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str
 
 
 def mean_and_interval(values: Array, tasks: Array) -> tuple[list[float], list[list[float]]]:
-    """The mean over tasks of values (M, S + 1), and its 95% interval by Student's t: (S + 1) and (S + 1, 2).
+    """Computes the mean over tasks of values (M, S + 1), (S + 1), and its 95% interval by Student's t, (S + 1, 2).
 
-    If there are only a few different tasks, each of them several times, the interval is that of the mean over
-    these very tasks: they are strata, and how much they differ from each other is not an error.
+    If every task occurs at least twice, tasks are treated as strata. The interval is then that of the mean over
+    exactly these tasks, and the differences between them do not widen it.
     """
     _, group, counts = np.unique(tasks.reshape(len(tasks), -1), axis=0, return_inverse=True, return_counts=True)
     group = group.ravel()

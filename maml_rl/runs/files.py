@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files completely or not at all."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file in one step, once its new content is safely on disk.
 
     Raises:
-        UserError: If it cannot be written. The old file is then as it was.
+        UserError: If the file cannot be written. The old file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -29,6 +29,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"Cannot write {path} ({error.strerror}). The previous file is untouched. Make room or choose a "
+            f"Cannot write {path} ({error.strerror}). The previous file is unchanged. Make room or choose a "
             "writable --run-dir, then continue with --resume."
         ) from error

@@ -20,8 +20,8 @@ from ..sampling.streams import stream, torch_generator
 from .checkpoint import State, load_checkpoint
 from .files import write_json
 
-# Options that earlier versions did not have yet, by the first version that has them. Their defaults must be what
-# earlier versions did. (`device` and `normalise_advantages` came in the course of 0.1.)
+# Options that earlier versions did not have, by the first version that has them. Their defaults must do what
+# earlier versions did. (`device` and `normalise_advantages` were added during 0.1.)
 _ADDED = {"0.2": {"method", "device", "normalise_advantages"}}
 _NOT_SAVED = {"run_dir", "resume"}
 
@@ -31,7 +31,7 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
 
     Args:
         config: The run's options.
-        own: A module of the user's instead of a ready-made one; it is copied.
+        own: The user's own module instead of a ready-made one. It is copied.
 
     Raises:
         UserError: If there is no ready-made policy for the family, or the policy does not fit the options.
@@ -99,7 +99,7 @@ def open_folder(config: Config, policy: nn.Module) -> State:
 
 
 def save_config(config: Config) -> None:
-    """Writes config.json. It does not contain the folder's own name, so that a run can be moved."""
+    """Writes config.json. It does not contain the folder's name, so that a run can be moved."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_SAVED}
     write_json(config.run_dir / "config.json", {"version": __version__, **options})
 
@@ -108,7 +108,7 @@ def load_config(folder: Path) -> Config:
     """Reads config.json.
 
     Raises:
-        UserError: If it is missing, or not a configuration of this or an earlier version.
+        UserError: If the file is missing, or is not a configuration of this or an earlier version.
     """
     path = folder / "config.json"
     try:
@@ -121,12 +121,12 @@ def load_config(folder: Path) -> Config:
         raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(
-            f"{path} is no configuration of this version of maml_rl ({error}); start a new run."
+            f"{path} is not a configuration of this version of maml_rl ({error}); start a new run."
         ) from error
 
 
 def _require_complete(options: dict[str, Any], version: str) -> None:
-    """Refuses options of a later version, and options that are missing though their version had them."""
+    """Refuses files of a later version, unknown options, and missing options that the version already had."""
     if _number(version) > _number(__version__):
         raise ValueError(f"version {version} wrote it, and this is {__version__}")
     names = {field.name for field in dataclasses.fields(Config)} - _NOT_SAVED
@@ -138,20 +138,20 @@ def _require_complete(options: dict[str, Any], version: str) -> None:
 
 
 def _number(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version, which tell what options mean."""
+    """Returns the first two numbers of a version. The meaning of options depends on them only."""
     return tuple(int(number) for number in version.split(".")[:2])
 
 
 def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) -> tuple[Config, nn.Module, State]:
-    """Reads a run as its last checkpoint left it: its options, its policy with θ, and its state.
+    """Reads a run from its last checkpoint: its options, its policy with θ, and its state.
 
     Args:
         folder: The run folder.
-        own: The user's own module that the run was trained with, if it was.
+        own: The user's own module, if the run was trained with one.
         trust: Import the module that registers the run's family, if config.json names one.
 
     Raises:
-        UserError: If the folder holds no run, or a damaged one, or its family is not registered and not trusted.
+        UserError: If the folder holds no run or a damaged one, or if `trust` is needed but not set.
     """
     config = load_config(folder)
     if not is_registered(config.env_id) and ":" in config.env_id:
@@ -159,7 +159,7 @@ def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) ->
             module = config.env_id.rpartition(":")[0]
             raise UserError(
                 f"The run in {folder} names the module {module!r}, which would run its code. If you trust it, "
-                "import it yourself before, or pass --trust (in Python trust=True)."
+                "import it yourself first, or pass --trust (in Python trust=True)."
             )
         import_family(config.env_id)
     policy = new_policy(config, own)

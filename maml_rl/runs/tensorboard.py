@@ -14,25 +14,25 @@ from ..config import Config
 from ..errors import UserError
 from .checkpoint import State
 
-# From a tag to its points, (environment steps, value).
+# Maps each tag to its points, (environment steps, value).
 History = dict[str, list[tuple[int, float]]]
 
 
 class Events:
-    """Writes the events of a run, from a state on. Points beyond it, from a run that was cut off, are dropped.
+    """Writes the events of a run. If the run is resumed from a state, later points of the stopped run are dropped.
 
     A new run's events begin with its options, as text and for the HPARAMS tab, and with one chart of the returns
     after 0 ... S steps for CUSTOM SCALARS.
 
     Args:
         config: The run's options.
-        state: Where the run begins or continues.
+        state: The state from which the run begins or continues.
 
     Attributes:
         history: All scalars that were added.
 
     Raises:
-        UserError: If events cannot be written. So do the other methods.
+        UserError: If events cannot be written. The other methods raise it too.
     """
 
     def __init__(self, config: Config, state: State):
@@ -45,7 +45,7 @@ class Events:
                 _add_options(self._writer, config)
 
     def add(self, scalars: dict[str, float], env_steps: int) -> None:
-        """Adds a point to each of some curves."""
+        """Adds a point to the curve of each tag."""
         with self._failures():
             for tag, value in scalars.items():
                 self._writer.add_scalar(tag, value, env_steps)
@@ -62,7 +62,7 @@ class Events:
             self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file. A full disk shows again here; whatever stopped the run has reported it already."""
+        """Closes the file. A full disk fails again here, but it was already reported."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
@@ -88,10 +88,10 @@ def _add_options(writer: SummaryWriter, config: Config) -> None:
     writer.add_custom_scalars({"returns": layout})
     metrics = dict.fromkeys((f"eval/return_step_{k}" for k in range(config.eval_num_steps + 1)), 0.0)
     for summary in hparams(options, metrics):
-        # As add_hparams does, but into the run itself instead of a folder below it.
+        # Like add_hparams, but writes into the run's own folder instead of a subfolder.
         writer._get_file_writer().add_summary(summary, 0)
 
 
 def event_writer(folder: Path) -> SummaryWriter:
-    """A writer that adds events to a finished run."""
+    """Returns a writer that adds events to a finished run."""
     return SummaryWriter(str(folder))

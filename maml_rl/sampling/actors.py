@@ -16,7 +16,7 @@ class Actor(Protocol):
     """The policies of M tasks, acting step by step in K environments of each.
 
     Attributes:
-        remembers: Whether `observe` changes what it does later.
+        remembers: Whether `observe` influences later actions.
     """
 
     remembers: bool
@@ -25,14 +25,13 @@ class Actor(Protocol):
         """Acts on observations (M, K, O).
 
         Returns:
-            What the policies were given, (M, K, ...), and the distributions of their actions, of tensors (M, K,
-            ...).
+            The policies' inputs, (M, K, ...), and the distributions of their actions, of tensors (M, K, ...).
         """
 
     def observe(
         self, actions: Tensor, rewards: npt.NDArray[Any], ended: npt.NDArray[Any], alive: npt.NDArray[np.bool_]
     ) -> None:
-        """Takes note of what a step led to.
+        """Takes note of the result of a step.
 
         Args:
             actions: As drawn, (M, K, A), or (M, K) if discrete.
@@ -42,16 +41,16 @@ class Actor(Protocol):
         """
 
     def rows(self, tasks: slice) -> "Actor":
-        """The actor of some of the tasks. What it remembers is shared with this one."""
+        """Returns the actor of some of the tasks. It shares its memory with this one."""
 
 
 class TaskPolicies:
-    """An actor without memory: each task's policy has its own parameters and looks at the observation alone.
+    """An actor without memory. Each task's policy has its own parameters and sees only the current observation.
 
     Args:
         policy: The policy module.
         thetas: Each task's parameters, (M, P).
-        seen_tasks: What the policies see of their tasks beside the observation, (M, D); None for nothing.
+        seen_tasks: The tasks as inputs of the policies, in addition to the observation, (M, D), or None.
     """
 
     remembers = False
@@ -73,7 +72,7 @@ class TaskPolicies:
     def observe(
         self, actions: Tensor, rewards: npt.NDArray[Any], ended: npt.NDArray[Any], alive: npt.NDArray[np.bool_]
     ) -> None:
-        """Does nothing: there is no memory."""
+        """Does nothing, because there is no memory."""
 
     def rows(self, tasks: slice) -> "TaskPolicies":
         """See `Actor`."""

@@ -7,7 +7,7 @@ from .rollouts import Rollouts
 
 
 def discounted_sums(x: Tensor, discount: float) -> Tensor:
-    """y_t = x_t + discount · y_{t+1} over the last axis, y_{H+1} = 0: (..., H) -> (..., H).
+    """Computes y_t = x_t + discount · y_{t+1} over the last axis, y_{H+1} = 0: (..., H) -> (..., H).
 
     It is one product with the matrix of discount^(j - t), j ≥ t. If x is 0 after the end of an episode, so is y.
     """
@@ -21,10 +21,10 @@ MAX_OBSERVED = 128
 
 
 def features(observations: Tensor) -> Tensor:
-    """The baseline's features [o, o², t, t², t³, 1], (..., H, O) -> (..., H, 2 O + 4), in float64.
+    """Returns the baseline's features [o, o², t, t², t³, 1], (..., H, O) -> (..., H, 2 O + 4), in float64.
 
     t is the step within the rollout over 100, and observations are clipped to ±10, as in rllab's linear
-    feature baseline (Duan et al., arXiv:1604.06778, section 4). With O > 128, the features of t alone.
+    feature baseline (Duan et al., arXiv:1604.06778, section 4). With O > 128, only the features of t are used.
     """
     if observations.shape[-1] > MAX_OBSERVED:
         observations = observations[..., :0]
@@ -43,7 +43,7 @@ def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float
         observations: (M, K, H, O).
         returns: Discounted returns to go, (M, K, H).
         mask: (M, K, H) bool.
-        ridge: The first multiple of the identity added to the normal equations.
+        ridge: The initial multiple of the identity that is added to the normal equations.
 
     Returns:
         V(o_t, t), (M, K, H) float64, 0 where masked.

@@ -26,9 +26,9 @@ from .streams import integer_seed, torch_generator
 def one_thread() -> Iterator[None]:
     """Keeps torch to one thread, and restores the number of threads afterwards.
 
-    Torch's helper threads spin for milliseconds after each operation. They take cores that physics or worker
-    processes need between two steps of the policy: two cores stepped 800 half-cheetahs at 0.6 of the speed of bare
-    physics with them, and at 0.75 without.
+    Torch's helper threads spin for milliseconds after each operation. They occupy cores that physics or
+    worker processes need between two steps of the policy. Two cores stepped 800 half-cheetahs at 0.6 of the speed
+    of bare physics with them, and at 0.75 without.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -50,12 +50,12 @@ def collect_phase(
     """Collects one phase of a batch, ready to learn from: with advantages, and on the learner's device.
 
     Args:
-        env: As for `collect_rollouts`, and so are the next four.
+        env: As for `collect_rollouts`, like the next four.
         actor: The policies, one for each task.
         tasks: (M, D).
         num_rollouts: K.
         seeds: The source of the streams.
-        config: The options of advantages, and how many simulations may break down, are used.
+        config: `max_failed_share` and the options of advantages are used.
         device: Where the learner computes.
 
     Raises:
@@ -112,7 +112,7 @@ def collect_rollouts(
 
 
 def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.random.SeedSequence) -> Rollouts:
-    """One rollout in every environment."""
+    """Collects one rollout in every environment."""
     env_seeds, action_seeds = seeds.spawn(2)
     first_seed = integer_seed(env_seeds)
     shares = env.shares(len(tasks))
@@ -138,7 +138,7 @@ def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.rando
 def _episodes(
     env: VectorFamily, actor: Actor, tasks: Array, first_seed: int, action_seeds: np.random.SeedSequence
 ) -> Rollouts:
-    """One episode in every environment. The first environment is seeded with `first_seed`."""
+    """Runs one episode in every environment. The first environment gets the seed `first_seed`."""
     horizon, num_envs, shape = env.max_episode_steps, env.num_envs, (len(tasks), env.num_envs // len(tasks))
     assert horizon is not None
     generator, to_env = torch_generator(action_seeds), action_map(env.single_action_space)
@@ -153,7 +153,7 @@ def _episodes(
         for t in range(horizon):
             o_t = encode(env.single_observation_space, observation)
             if not alive.all():
-                # Whatever an environment shows after its end, even a NaN, must not reach a product.
+                # After its end, an environment may return anything, even NaN. The policy must not get it.
                 o_t = torch.where(torch.from_numpy(alive)[:, None], o_t, 0.0)
             o_t, pi_t = actor.act(o_t.view(*shape, -1))
             a_t = pi_t.sample(generator)
@@ -183,7 +183,7 @@ def _as_rollouts(
     failed: Array,
     shape: tuple[int, int],
 ) -> Rollouts:
-    """H steps of M·K environments as rollouts; arrays are (H, M·K) and (M·K,)."""
+    """Converts H steps of M·K environments to rollouts. Arrays are (H, M·K) and (M·K,)."""
     observations, actions, behaviour = tree_map(lambda *x: torch.stack(x, dim=2), *steps)
 
     def by_task(x: Array) -> Any:
@@ -205,7 +205,7 @@ def _as_rollouts(
 
 @contextlib.contextmanager
 def _environment_failures() -> Iterator[None]:
-    """Turns what an environment did wrong into an error that its author can fix."""
+    """Raises failures of an environment as a `UserError`."""
     try:
         yield
     except BrokenEnvironmentError as error:

@@ -14,7 +14,7 @@ from ..errors import UserError
 def import_family(env_id: str) -> None:
     """Imports the module that `module:id` names, which registers the family. Other ids need nothing.
 
-    Only call this for an id that the user gave, never for one that was read from a file.
+    Call this only for an id that the user gave, never for one from a file.
 
     Raises:
         UserError: If the module cannot be imported.
@@ -30,12 +30,12 @@ def import_family(env_id: str) -> None:
 
 
 def is_registered(env_id: str) -> bool:
-    """Whether the family of an id, or of `module:id`, is registered already."""
+    """Returns whether the family of an id, or of `module:id`, is already registered."""
     return env_id.rpartition(":")[2] in gymnasium.registry
 
 
 def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> VectorFamily:
-    """Makes N environments of a run's family, which must be registered already.
+    """Makes N environments of a run's family, which must already be registered.
 
     Args:
         config: The options of the family and of the machine are used.
@@ -43,7 +43,7 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
         render_mode: None or "rgb_array".
 
     Raises:
-        UserError: If the id is unknown, is no task family, cannot be made, or has no horizon.
+        UserError: If the id is unknown or not a task family, or if the family cannot be made or has no horizon.
     """
     workers = num_cores() if config.num_workers is None else config.num_workers
     try:

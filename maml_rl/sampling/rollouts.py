@@ -11,12 +11,12 @@ class Rollouts(NamedTuple):
     """K rollouts of each of M tasks. Under `vmap` over tasks, the first axis is absent.
 
     Attributes:
-        observations: o_t, (M, K, H, O): what the policy was given, flat. Discrete observations are one-hot vectors
-            and images are scaled to [0, 1]. What a policy sees of the task, or remembers, comes after them.
+        observations: o_t, (M, K, H, O): the flat inputs of the policy. Discrete observations are one-hot vectors
+            and images are scaled to [0, 1]. If the policy also sees the task or its last action, they come last.
         actions: a_t as drawn from the policy, (M, K, H, A), or (M, K, H) int64 if discrete.
         rewards: r_t, (M, K, H); 0 after the end of an episode.
         mask: (M, K, H) bool: whether the step was taken. An episode's steps come first, so it has `mask.sum(-1)`
-            of them. Entries behind them have no meaning.
+            of them. Entries after them have no meaning.
         behaviour: The distribution that each action was drawn from, of tensors (M, K, H, ...).
         log_probs: log π(a_t | o_t) under `behaviour`, (M, K, H).
         advantages: Â_t, (M, K, H); 0 until `with_advantages` is called.
@@ -37,10 +37,10 @@ class Rollouts(NamedTuple):
     failed: Tensor
 
     def returns(self) -> Tensor:
-        """The undiscounted sums of rewards, averaged over the K rollouts, (M,)."""
+        """Returns the undiscounted sums of rewards, averaged over the K rollouts, (M,)."""
         return self.rewards.sum(-1).mean(-1)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the valid entries of x, of any shape."""
+    """Returns the mean of the valid entries of x, of any shape."""
     return x.where(mask, 0.0).sum() / mask.sum()

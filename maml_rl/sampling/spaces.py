@@ -1,4 +1,4 @@
-"""Between an environment's spaces and the numbers that a policy takes and gives."""
+"""Converts between an environment's spaces and the inputs and outputs of a policy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 
 
 def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
-    """Observations of N environments as float32, (N, O): discrete ones one-hot, images flat and in [0, 1]."""
+    """Converts observations of N environments to float32, (N, O): one-hot if discrete, images flat in [0, 1]."""
     if isinstance(space, spaces.Discrete):
         return torch.nn.functional.one_hot(torch.from_numpy(observations - space.start), int(space.n)).float()
     numbers = torch.from_numpy(np.asarray(observations, np.float32)).flatten(1)
@@ -22,7 +22,7 @@ def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
 
 
 def task_inputs(space: spaces.Space[Any], tasks: Array) -> Tensor:
-    """Tasks (M, D) as a policy sees them, float32: a bounded Box in [-1, 1], discrete tasks one-hot."""
+    """Converts tasks (M, D) to float32 inputs of a policy: a bounded Box to [-1, 1], discrete tasks to one-hot."""
     if isinstance(space, spaces.Box) and space.is_bounded():
         middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
         tasks = (tasks - middle) / np.where(half > 0, half, 1)
@@ -32,10 +32,10 @@ def task_inputs(space: spaces.Space[Any], tasks: Array) -> Tensor:
 
 
 def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
-    """The map from the policy's actions, (N, A) or (N,), to those that the environment takes.
+    """Returns a function from the policy's actions, (N, A) or (N,), to the environment's actions.
 
-    The policy's [-1, 1] is the whole range of a bounded Box, whatever its unit. Actions outside it are clipped
-    here, and only here, so that log-probabilities are those of the actions that were drawn.
+    The policy's range [-1, 1] covers the whole range of a bounded Box. Actions outside it are clipped only here,
+    so that log-probabilities are those of the actions that were drawn.
     """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         start = space.start
