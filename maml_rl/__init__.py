@@ -14,16 +14,30 @@ from . import envs as envs
 if TYPE_CHECKING:
     from .config import Config as Config
     from .errors import UserError as UserError
+    from .meta_policy import MetaPolicy as MetaPolicy
     from .meta_policy import load as load
     from .process import tune_process as tune_process
     from .runs.evaluation import evaluate as evaluate
     from .runs.evaluation import evaluate_policy as evaluate_policy
+    from .training import Trained as Trained
     from .training import train as train
 
-__all__ = ["Config", "UserError", "evaluate", "evaluate_policy", "load", "train", "tune_process"]
+__all__ = [
+    "Config",
+    "MetaPolicy",
+    "Trained",
+    "UserError",
+    "evaluate",
+    "evaluate_policy",
+    "load",
+    "train",
+    "tune_process",
+]
 
 _MODULES = {
     "Config": "config",
+    "MetaPolicy": "meta_policy",
+    "Trained": "training",
     "UserError": "errors",
     "evaluate": "runs.evaluation",
     "evaluate_policy": "runs.evaluation",

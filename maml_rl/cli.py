@@ -74,8 +74,8 @@ def evaluate(
         seed=seed,
         trust=trust,
     )
-    write_results(run_dir, results)
     print(table(results))
+    write_results(run_dir, results)
     print(f"picture      {run_dir / 'adaptation.png'}")
 
 
@@ -207,7 +207,7 @@ def run(command: Callable[[], object]) -> NoReturn:
         command()
         sys.stdout.flush()
     except UserError as error:
-        _fail(str(error))
+        _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -242,7 +242,10 @@ def _array(path: Path) -> Any:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays")
+        return array
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is no .npy file of tasks ({error}); save an array with numpy.save.") from error
 

@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass, field, fields
 from functools import cache
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
@@ -66,7 +68,7 @@ class Config:
     """K, rollouts of a task before and after each adaptation step."""
     horizon: int | None = _method(None, at_least=1)
     """H, steps of an episode. By default the registered `max_episode_steps`."""
-    env_kwargs: dict[str, int | float | str] = _method(dict)  # noqa: RUF009 (becomes a default_factory)
+    env_kwargs: dict[str, bool | int | float | str] = _method(dict)  # noqa: RUF009 (becomes a default_factory)
     """Arguments of the family, as pairs of name and value: `--env-kwargs task_name push-v3`."""
     num_workers: int | None = _machine(None, at_least=0)
     """Worker processes that step a family without native code. By default one per core; 0 uses no workers."""
@@ -151,23 +153,28 @@ class Config:
     """Device of the learner. Environments, and policies while collecting, stay on the CPU."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run_dir", Path(self.run_dir))
         for option in fields(self):
-            _check_value(option.name, getattr(self, option.name), _annotations()[option.name], option.metadata)
-        if any(size < 1 for size in self.hidden_sizes):
+            value = _converted(option.name, getattr(self, option.name), _annotations()[option.name])
+            object.__setattr__(self, option.name, value)
+            _check_value(option.name, value, _annotations()[option.name], option.metadata)
+        if any(type(size) is not int or size < 1 for size in self.hidden_sizes):
             raise UserError(f"hidden_sizes is {self.hidden_sizes}, but every layer needs at least 1 unit.")
-        if not self.eval_lr_factors or not all(0 <= factor < float("inf") for factor in self.eval_lr_factors):
+        if not self.eval_lr_factors or not all(
+            isinstance(factor, int | float) and 0 <= factor < math.inf for factor in self.eval_lr_factors
+        ):
             raise UserError(
                 f"eval_lr_factors is {self.eval_lr_factors}, but must be at least one number, none below 0."
             )
 
-    def options(self, *scopes: Scope) -> dict[str, Any]:
-        """Returns the options of the given scopes, by name."""
-        return {
-            option.name: getattr(self, option.name)
-            for option in fields(self)
-            if option.metadata["scope"] in scopes
-        }
+    @property
+    def chosen_method(self) -> str:
+        """The name of the method, which is in `method` only if it was given."""
+        return self.method or ("rl2" if self.rl2_episodes else "maml")
+
+    def options(self, scope: Scope | None = None) -> dict[str, Any]:
+        """Returns the options of a scope, or all of them, by name."""
+        chosen = [option.name for option in fields(self) if scope in (None, option.metadata["scope"])]
+        return {name: self.chosen_method if name == "method" else getattr(self, name) for name in chosen}
 
     def changed(self, *names: str) -> list[str]:
         """Returns the names of those options that differ from their defaults."""
@@ -177,6 +184,33 @@ class Config:
 @cache
 def _annotations() -> dict[str, Any]:
     return get_type_hints(Config)
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The types of the values that an annotation allows."""
+    if get_origin(annotation) is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {get_origin(annotation) or annotation}
+
+
+def _converted(name: str, value: Any, annotation: Any) -> Any:
+    """The value in the type that JSON and the command line give it: no NumPy numbers, paths and tuples as such."""
+    kinds = _kinds(annotation)
+    if isinstance(value, str | PathLike) and Path in kinds:
+        return Path(value)
+    if isinstance(value, list | tuple) and tuple in kinds:
+        return tuple(_plain(part) for part in value)
+    value = _plain(value)
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in kinds))
+        raise UserError(f"{name} is {value!r}, but must be of type {wanted}.")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
 def _check_value(name: str, value: Any, annotation: Any, limits: Any) -> None:

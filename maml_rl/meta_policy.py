@@ -84,18 +84,19 @@ class MetaPolicy:
         family.close()
         given = _GivenEnv(env, family)
         num_steps = max(method.num_adaptations, 1) if num_steps is None else num_steps
-        one_per_env = method.learners(2) == 2
+        one_per_env = method.independent_learners
         if num_steps < (least := int(one_per_env and given.num_envs > 1)):
             raise UserError(f"num_steps is {num_steps}, but must be at least {least} here.")
         num_rollouts = _num_rollouts(num_rollouts, one_per_env, given.num_envs, config.num_rollouts)
+        if seed is not None and seed < 0:
+            raise UserError(f"seed is {seed}, but must be at least 0.")
         seeds = np.random.SeedSequence(seed)
         collecting, acting = seeds.spawn(2)
         given.seeded = seed is not None
         factors, theta = lr_factors(config, num_steps), flatten(self.policy)
         phases = method.collect(given, self.policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
         actor = method.adapted(self.policy, theta, list(islice(phases, num_steps)), factors)
-        num_envs = given.num_envs if given.batched else None
-        return AdaptedPolicy(actor, given.raw_space, num_envs, family, torch_generator(acting))
+        return AdaptedPolicy(actor, given, torch_generator(acting))
 
 
 def _num_rollouts(given: int | None, one_per_env: bool, num_envs: int, default: int) -> int:
@@ -119,19 +120,13 @@ class AdaptedPolicy:
     `MetaPolicy.adapt` creates it.
     """
 
-    def __init__(
-        self,
-        actor: Actor,
-        observation_space: spaces.Space[Any],
-        num_envs: int | None,
-        family: VectorFamily,
-        generator: torch.Generator,
-    ):
-        self._actor, self._space, self._num_envs = actor, observation_space, num_envs
-        self._family, self._generator = family, generator
-        self._to_env = action_map(family.single_action_space)
+    def __init__(self, actor: Actor, env: "_GivenEnv", generator: torch.Generator):
+        self._actor, self._env, self._generator = actor, env, generator
+        self._to_env = action_map(env.single_action_space)
         self._last: Tensor | None = None
         self._told = False
+        # Environments that only reset themselves at the step after an end: that step leads to nothing.
+        self._resetting = np.zeros(env.num_envs, bool)
 
     def __call__(
         self, observation: Any, deterministic: bool = False, *, reward: Any = None, ended: Any = None
@@ -142,22 +137,22 @@ class AdaptedPolicy:
             observation: The environment's observation. For a vector environment, the observations of all N.
             deterministic: Take the most probable action instead of drawing one.
             reward: The reward of the last action. Only a policy that remembers (RL²) uses it.
-            ended: Whether the last action ended the episode, so that this observation begins a new one. Only a
-                policy that remembers uses it.
+            ended: Whether the last action ended the episode. Only a policy that remembers uses it. Then this
+                observation begins a new episode; or, if a vector environment resets itself at the next step, the
+                next one does.
 
         Returns:
             The action for `env.step`. For a vector environment, the actions of all N.
         """
-        seen = encode(self._family.single_observation_space, _rows(self._space, observation, self._num_envs))
-        self._remember(reward, ended, len(seen))
+        seen = encode(self._env.single_observation_space, self._env.as_rows(observation))
+        self._remember(reward, ended)
         with torch.no_grad():
             _, distribution = self._actor.act(seen.unsqueeze(0))
             self._last = distribution.mode() if deterministic else distribution.sample(self._generator)
-        space = self._family.single_action_space
-        actions = self._to_env(self._last[0].numpy()).astype(space.dtype)
-        return actions[0] if self._num_envs is None else actions
+        actions = self._to_env(self._last[0].numpy()).astype(self._env.single_action_space.dtype)
+        return actions if self._env.batched else actions[0]
 
-    def _remember(self, reward: Any, ended: Any, num_envs: int) -> None:
+    def _remember(self, reward: Any, ended: Any) -> None:
         """Tells the actor the result of the last action."""
         if self._last is None:
             return
@@ -167,9 +162,12 @@ class AdaptedPolicy:
                 "This policy remembers rewards, but was not given any; call it with reward=... and ended=.... "
                 "It assumes a reward of 0."
             )
-        rewards = np.broadcast_to(np.asarray(0.0 if reward is None else reward, np.float32), (num_envs,))
-        ends = np.broadcast_to(np.asarray(False if ended is None else ended, bool), (num_envs,))
-        self._actor.observe(self._last, rewards, ends, np.ones(num_envs, bool))
+        shape = (self._env.num_envs,)
+        rewards = np.broadcast_to(np.asarray(0.0 if reward is None else reward, np.float32), shape)
+        ends = np.broadcast_to(np.asarray(False if ended is None else ended, bool), shape)
+        taken = ~self._resetting
+        self._actor.observe(self._last, rewards, ends, taken)
+        self._resetting = ends & taken & (self._env.autoreset == AutoresetMode.NEXT_STEP)
 
 
 class _GivenEnv(VectorFamily):
@@ -181,6 +179,7 @@ class _GivenEnv(VectorFamily):
 
     Attributes:
         batched: Whether it is a vector environment.
+        autoreset: How a vector environment resets itself.
         raw_space: The space of one observation before it is flattened.
         seeded: Whether resets pass on the learner's seeds.
 
@@ -208,10 +207,11 @@ class _GivenEnv(VectorFamily):
                 what = name.removeprefix("single_").replace("_", " ")
                 raise UserError(f"The environment's {what} is {ours}, but the run was trained with {wanted}.")
         super().__init__(num_envs, family.max_episode_steps)
-        mode = env.metadata.get("autoreset_mode")
-        rests = mode == AutoresetMode.DISABLED and not isinstance(env.unwrapped, VectorFamily)
-        self._reset_by_hand = rests
-        self._ended = np.zeros(num_envs, bool)
+        self.autoreset = env.metadata.get("autoreset_mode") if self.batched else None
+        # Families of this package rest until they are reset as a whole.
+        rests = isinstance(env.unwrapped, VectorFamily)
+        self._reset_by_hand = self.autoreset == AutoresetMode.DISABLED and not rests
+        self._ended, self._steps = np.zeros(num_envs, bool), 0
 
     @property
     def name(self) -> str:
@@ -222,8 +222,8 @@ class _GivenEnv(VectorFamily):
         """Starts an episode. The option "task" is ignored."""
         # Environments that use RandomState accept seeds of at most 32 bits.
         observations, info = self._env.reset(seed=seed % 2**31 if self.seeded else None)
-        self._ended[:] = False
-        return self._as_rows(observations), info
+        self._ended, self._steps = np.zeros(self.num_envs, bool), 0
+        return self.as_rows(observations), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps once. Arrays are (N, ...)."""
@@ -236,22 +236,16 @@ class _GivenEnv(VectorFamily):
             observations, reward, *ends, info = self._env.step(actions[0])
             rewards, terminated, truncated = np.array([reward]), np.array(ends[:1]), np.array(ends[1:])
         self._ended = np.asarray(terminated | truncated, bool)
-        known = {name: np.asarray(info[name]) for name in ("success",) if name in info}
-        return self._as_rows(observations), rewards, terminated, truncated, known
+        self._steps += 1
+        truncated = truncated | (self._steps == self.max_episode_steps)  # the run's horizon may be shorter
+        known = {name: np.asarray(info[name], bool) for name in ("success",) if name in info}
+        return self.as_rows(observations), rewards, terminated, truncated, known
 
-    def _as_rows(self, observations: Any) -> Array:
-        return _rows(self.raw_space, observations, self.num_envs if self.batched else None)
-
-
-def _rows(space: spaces.Space[Any], observations: Any, num_envs: int | None) -> Array:
-    """Returns observations as numbers, (N, ...). Spaces other than Box and Discrete are flattened by Gymnasium.
-
-    Args:
-        space: The space of one observation.
-        observations: The observations of a vector environment, or the observation of a single one.
-        num_envs: N for a vector environment, None for a single one.
-    """
-    if isinstance(space, spaces.Box | spaces.Discrete):
-        return np.asarray(observations) if num_envs else np.asarray(observations)[None]
-    several = iterate(batch_space(space, num_envs), observations) if num_envs else [observations]
-    return np.stack([np.asarray(spaces.flatten(space, one)) for one in several])
+    def as_rows(self, observations: Any) -> Array:
+        """Copies observations as numbers, (N, ...). Gymnasium flattens spaces other than Box and Discrete."""
+        if isinstance(self.raw_space, spaces.Box | spaces.Discrete):
+            rows = np.array(observations)  # environments may reuse their arrays
+            return rows if self.batched else rows[None]
+        batched = batch_space(self.raw_space, self.num_envs)
+        several = iterate(batched, observations) if self.batched else [observations]
+        return np.stack([np.array(spaces.flatten(self.raw_space, one)) for one in several])

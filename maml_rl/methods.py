@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from .config import Config
@@ -33,6 +32,8 @@ class Method(Protocol):
         num_adaptations: How many times a policy adapts in training. A batch has one more phase.
         name: The method's name in evaluations.
         label: The method's name in comparisons, as in the literature.
+        independent_learners: Whether each of the K rollouts of a task belongs to a learner of its own. If not, all
+            of them adapt one policy.
     """
 
     @property
@@ -45,21 +46,14 @@ class Method(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def label(self) -> str: ...  # noqa: D102
+    @property
+    def independent_learners(self) -> bool: ...  # noqa: D102
 
-    def learners(self, num_rollouts: int) -> int:
-        """Returns the number of learners in K rollouts of a task: 1 if they share a policy, K if each has one."""
+    def make_policy(self, env: VectorFamily, generator: torch.Generator) -> nn.Module:
+        """Makes a policy for the spaces of a family. The generator draws its parameters."""
 
-    def make_policy(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        generator: torch.Generator,
-        task_size: int,
-    ) -> nn.Module:
-        """Makes a policy for the spaces of one environment. `task_size` is D if it observes the task, else 0."""
-
-    def prepare(self, policy: nn.Module, input_size: int) -> None:
-        """Checks a policy with `input_size` inputs, and adds the method's own learned parameters."""
+    def prepare(self, policy: nn.Module, env: VectorFamily) -> None:
+        """Checks that a policy fits a family, and adds the method's own learned parameters."""
 
     def collect(
         self,
@@ -79,7 +73,7 @@ class Method(Protocol):
             theta: θ, the same for all tasks at first, (P,), on the learner's device.
             tasks: (M, D).
             num_rollouts: K, rollouts of each task in each phase.
-            seeds: The source of the streams of all phases.
+            seeds: The source of the streams. Its spawned children belong to the phases, in order.
             lr_factors: A factor on the step size for each adaptation; by default 1 for each of `num_adaptations`.
 
         Yields:
@@ -121,12 +115,15 @@ def method_of(config: Config) -> Method:
     Raises:
         UserError: If there is no method of that name, or it rejects the options.
     """
-    name = config.method or ("rl2" if config.rl2_episodes else "maml")
+    name = config.chosen_method
     if name not in METHODS:
         raise UserError(f"method is {name!r}, but must be one of {', '.join(METHODS)}.")
-    return METHODS[name](config)
+    method = METHODS[name](config)
+    if method.name == "random":
+        raise UserError("A method cannot have the name 'random', which is the untrained policy's; choose another.")
+    return method
 
 
-def curve_name(method: Method) -> str:
+def curve_name(config: Config) -> str:
     """Returns a run's name in evaluations: its method, or "scratch" if it is not trained at all."""
-    return method.name if method.config.iterations else "scratch"
+    return method_of(config).name if config.iterations else "scratch"

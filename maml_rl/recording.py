@@ -60,8 +60,11 @@ def open_run(
         run = Run(config, method, policy, env, state, events, progress, device, callbacks)
         try:
             yield run
-        except BaseException:
-            run.checkpoint(run.state)
+        except BaseException as error:
+            try:
+                run.checkpoint(run.state)
+            except UserError as second:
+                error.add_note(str(second))
             raise
         if not config.iterations:
             run.checkpoint(run.state)
@@ -173,10 +176,10 @@ class Run:
         last = after.iteration == config.iterations
         if last or (config.eval_every and after.iteration % config.eval_every == 0):
             scalars |= self._evaluate(after)
+        # Only now is the iteration done. If it is interrupted before, all of it is repeated.
+        self.state = after
         if last or after.iteration % config.checkpoint_every == 0:
             self.checkpoint(after)
-        # The iteration is complete from here on. If it is interrupted earlier, a resumed run repeats all of it.
-        self.state = after
         for callback in self._callbacks:
             callback(after.env_steps, scalars)
         self._started = time.perf_counter()
@@ -198,7 +201,7 @@ class Run:
             self.last_curve = curve(phases, tasks, self._method)
             scalars = phase_scalars("eval", phases)
             self._events.add(scalars, state.env_steps)
-            figure = rollouts_figure(env, tasks, phases)
+            figure = rollouts_figure(env, tasks, phases, self._method.unit)
         if figure is not None:
             self._events.add_image("eval/rollouts", pixels(figure), state.env_steps)
             write_figure(config.run_dir / "rollouts.png", figure)

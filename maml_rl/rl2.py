@@ -98,28 +98,20 @@ class RL2:
 
     name = label = "rl2"
     unit = "episode"
+    independent_learners = True
 
     def __init__(self, config: Config):
         _check_options(config)
         self.config = config
         self.num_adaptations = config.rl2_episodes - 1
 
-    def learners(self, num_rollouts: int) -> int:
-        """See `Method`. Every rollout belongs to a different learner."""
-        return num_rollouts
-
-    def make_policy(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        generator: torch.Generator,
-        task_size: int,
-    ) -> nn.Module:
+    def make_policy(self, env: VectorFamily, generator: torch.Generator) -> nn.Module:
         """See `Method`."""
         if len(self.config.hidden_sizes) != 1:
             raise UserError(
                 f"hidden_sizes is {self.config.hidden_sizes}, but RL² has one recurrent layer; choose one number."
             )
+        observation_space, action_space = env.single_observation_space, env.single_action_space
         if is_image(observation_space):
             raise UserError(
                 "RL² has no ready-made policy for images; leave rl2_episodes out, or pass a module of your own: "
@@ -132,11 +124,16 @@ class RL2:
         initialise(policy, generator)
         return policy
 
-    def prepare(self, policy: nn.Module, input_size: int) -> None:
+    def prepare(self, policy: nn.Module, env: VectorFamily) -> None:
         """See `Method`."""
         if not isinstance(policy, GRUPolicy):
             raise UserError(
                 f"The policy given is a {type(policy).__qualname__}, but RL² needs a maml_rl.rl2.GRUPolicy."
+            )
+        if not isinstance(env.single_action_space, spaces.Discrete | spaces.Box):
+            raise UserError(
+                f"RL² takes no actions of {env.single_action_space}, only of a Box or Discrete space; choose "
+                "another method."
             )
 
     def collect(
@@ -150,11 +147,6 @@ class RL2:
         lr_factors: Sequence[float] | None = None,
     ) -> Iterator[Rollouts]:
         """See `Method`. A phase is the next episode of K learners per task. Only the number of factors matters."""
-        if not isinstance(env.single_action_space, spaces.Discrete | spaces.Box):
-            raise UserError(
-                f"RL² takes no actions of {env.single_action_space}, only of a Box or Discrete space; choose "
-                "another method."
-            )
         num_phases = 1 + (self.num_adaptations if lr_factors is None else len(lr_factors))
         actor = _without_memory(policy, theta, (len(tasks), num_rollouts))
         for phase in seeds.spawn(num_phases):

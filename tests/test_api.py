@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -19,7 +20,9 @@ from maml_rl import Config, UserError
 from maml_rl.methods import METHODS
 from maml_rl.policies import flatten
 from maml_rl.policies.ready_made import make_policy
+from maml_rl.results.comparison import load_runs
 from maml_rl.runs.evaluation import curve, held_out, mean_and_interval
+from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import new_policy, save_config
 from maml_rl.sampling.actors import TaskPolicies
 from maml_rl.sampling.collect import collect_phase
@@ -85,6 +88,19 @@ def test_a_callback_that_fails_loses_nothing(tmp_path):
     assert content["iteration"] == 1
 
 
+def test_an_interrupt_is_reported_even_if_nothing_can_be_saved(tmp_path):
+    """The first error is the one that counts; the second one is a note on it."""
+    config = Config(run_dir=tmp_path / "run", **SMALL)
+
+    def fail(step, scalars):
+        shutil.rmtree(config.run_dir)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        maml_rl.train(config, callbacks=[fail])
+    assert any("Cannot write" in note for note in caught.value.__notes__)
+
+
 def test_the_last_evaluation_runs_once_and_all_environments_are_closed(tmp_path):
     CountedVectorEnv.made = CountedVectorEnv.ends = CountedVectorEnv.resets = 0
     options = {**SMALL, "iterations": 1, "eval_every": 1}
@@ -118,11 +134,12 @@ def test_tasks_of_one_s_own_are_evaluated(run_dir):
     assert np.shape(results["methods"]["maml"]["returns"]) == (4, 2)
     held_out_ones = maml_rl.evaluate(run_dir)
     again = maml_rl.evaluate(run_dir, tasks=held_out_ones["tasks"])
-    assert again == held_out_ones
+    assert again == held_out_ones | {"tasks_given": True}
     for wrong, sentence in (
         ([0.1, 0.2], "tasks has shape"),
         ([[0.1, 0.2, 0.3]] * 2, "tasks has shape"),
         ([[0.1, 9.0]] * 2, "The task .* is not in the task space"),
+        ([["here", "there"]] * 2, "tasks is not an array of float"),
         ([[0.1, 0.2]], "eval_num_tasks is 1, but must be at least 2"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -141,6 +158,13 @@ def test_tasks_from_a_file(run_dir, command, tmp_path):
         result = command("evaluate", run_dir, "--tasks", name)
         assert result.returncode == 2
         assert "is no .npy file of tasks" in result.stderr
+
+
+def test_an_evaluation_of_one_s_own_tasks_is_not_compared(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    write_json(tmp_path / "run/evaluation.json", maml_rl.evaluate(run_dir, tasks=[[0.1, 0.2], [0.3, -0.4]]))
+    with pytest.raises(UserError, match="it is of tasks of your own choice"):
+        load_runs([tmp_path / "run"])
 
 
 def test_the_two_directions_are_reported_as_seen(tmp_path, command):
@@ -201,19 +225,17 @@ class RandomSearch:
     name = label = "random search"
     unit = "step"
     num_adaptations = 1
+    independent_learners = False
 
     def __init__(self, config):
         if config.first_order:
             raise UserError("first_order is no option of random search; leave it out.")
         self.config = config
 
-    def learners(self, num_rollouts):
-        return 1
+    def make_policy(self, env, generator):
+        return make_policy(env.single_observation_space, env.single_action_space, self.config, generator)
 
-    def make_policy(self, observation_space, action_space, generator, task_size):
-        return make_policy(observation_space, action_space, self.config, generator, task_size)
-
-    def prepare(self, policy, input_size):
+    def prepare(self, policy, env):
         pass
 
     def collect(self, env, policy, theta, tasks, num_rollouts, seeds, lr_factors=None):

@@ -9,7 +9,7 @@ from conftest import TINY
 from scipy import stats
 
 from maml_rl import Config, UserError
-from maml_rl.methods import curve_name, method_of
+from maml_rl.methods import curve_name
 from maml_rl.results.comparison import (
     at_episodes,
     by_method,
@@ -39,11 +39,11 @@ def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, **options):
             "env_steps": seen.tolist(),
         }
         for name, values in (
-            (curve_name(method_of(config)), np.asarray(mean)),
+            (curve_name(config), np.asarray(mean)),
             ("random", np.full(steps + 1, -80.0)),
         )
     }
-    results = {"iterations": config.iterations, "num_rollouts": num_rollouts, "methods": methods}
+    results = {"iterations": config.iterations, "num_rollouts": num_rollouts, "num_tasks": 10, "methods": methods}
     write_json(folder / "evaluation.json", results)
     return folder
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -23,6 +24,8 @@ OLD = ROOT / "experiments/results/navigation_2d/maml/seed1/config.json"  # of ve
 def another(name):
     """A value other than the default, of the same kind."""
     value = getattr(Config(), name)
+    if name == "method":
+        return "rl2"
     choices = get_args(get_type_hints(Config)[name])
     if choices and get_args(choices[0]):
         choices = get_args(choices[0])
@@ -61,7 +64,7 @@ def test_a_run_is_resumed_with_what_is_fixed(name, tmp_path):
     if name == "run_dir":
         return
     if OPTIONS[name].metadata["fixed"]:
-        with pytest.raises(UserError, match=f"has {name}=.* was asked for"):
+        with pytest.raises(UserError, match=f"has ({name}|method)=.* was asked for"):
             open_folder(changed, policy)
     else:
         open_folder(dataclasses.replace(changed, resume=True), policy)
@@ -80,6 +83,42 @@ def test_help_shows_the_registered_choices(name, registry):
     choices = get_type_hints(Config)[name]
     literal = next(part for part in get_args(choices) if getattr(part, "__origin__", None) is Literal)
     assert get_args(literal) == tuple(registry)
+
+
+def test_a_method_that_is_chosen_by_name_is_the_same(tmp_path):
+    one, other = Config(), Config(method="maml")
+    assert one.options() == other.options()
+    open_folder(Config(run_dir=tmp_path / "run"), new_policy(Config()))
+    open_folder(Config(run_dir=tmp_path / "run", method="maml", resume=True), new_policy(Config()))
+    assert Config(rl2_episodes=2).options("method")["method"] == "rl2"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_tasks": 2.5}, "num_tasks is 2.5, but must be of type int"),
+        ({"num_tasks": None}, "num_tasks is None, but must be of type int"),
+        ({"num_tasks": "20"}, "num_tasks is '20', but must be of type int"),
+        ({"num_tasks": True}, "num_tasks is True, but must be of type int"),
+        ({"hidden_sizes": 64}, "hidden_sizes is 64, but must be of type tuple"),
+        ({"hidden_sizes": (8.5,)}, "every layer needs at least 1 unit"),
+        ({"env_id": 5}, "env_id is 5, but must be of type str"),
+        ({"horizon": "long"}, "horizon is 'long', but must be of type None or int"),
+        ({"run_dir": 3}, "run_dir is 3, but must be of type"),
+        ({"eval_lr_factors": ("1",)}, "eval_lr_factors"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Config(**options)
+
+
+def test_numbers_and_lists_are_kept_as_json_has_them(tmp_path):
+    config = Config(run_dir=tmp_path, seed=np.int64(3), inner_lr=np.float32(0.5), hidden_sizes=[8, np.int32(4)])
+    assert config == Config(run_dir=tmp_path, seed=3, inner_lr=0.5, hidden_sizes=(8, 4))
+    save_config(config)
+    assert load_config(tmp_path) == config
 
 
 def test_a_value_that_is_no_choice_is_refused():

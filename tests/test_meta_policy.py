@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 import maml_rl
 from maml_rl import Config, UserError
 from maml_rl.maml.inner import adapt
-from maml_rl.meta_policy import MetaPolicy
+from maml_rl.meta_policy import MetaPolicy, _GivenEnv
 from maml_rl.methods import method_of
 from maml_rl.policies import flatten
 from maml_rl.rl2 import as_trials
@@ -245,3 +245,61 @@ def test_batches_are_trees():
         meta.policy, flatten(meta.policy), [tree_map(lambda x: x[1:], batch)], [1.0]
     )
     torch.testing.assert_close(actor.thetas[1:], alone.thetas)
+
+
+class ReusedArrayEnv(gymnasium.Env):
+    """Returns the same array at every step, and success as a float; moves by the action."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = np.zeros(2, np.float32)
+        return self.at, {}
+
+    def step(self, action):
+        self.at += 0.1 * np.clip(action, -1, 1)
+        return self.at, -float(np.linalg.norm(self.at - 0.3)), False, False, {"success": 1.0}
+
+
+def test_environments_may_reuse_their_arrays():
+    """What the learner keeps of each step is a copy: it adapts as in the family with the same dynamics."""
+    meta = untrained("maml_rl/Navigation2D-v0")
+    family = gymnasium.make("maml_rl/Navigation2D-v0")
+    family.reset(options={"task": np.array([0.3, 0.3])})
+    thetas = [meta.adapt(env, num_rollouts=3, seed=0)._actor.thetas for env in (ReusedArrayEnv(), family)]
+    torch.testing.assert_close(*thetas, rtol=1e-4, atol=1e-5)
+
+
+def test_the_end_of_a_shorter_horizon_is_an_end():
+    """RL² is told so, whatever limit the environment itself has."""
+    meta = untrained("maml_rl/Navigation2D-v0", **RL2)  # a horizon of 6, where the family has 100
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    given = _GivenEnv(env, make_env(meta.config, 1))
+    theta, seeds = flatten(meta.policy), np.random.SeedSequence(0)
+    first, second = phases(given, meta.policy, theta, np.zeros((1, 0)), [1.0], meta.config, seeds)
+    assert first.mask.all()
+    assert second.observations[0, 0, 0, -1] == 1
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_the_step_that_resets_an_environment_is_not_remembered(mode):
+    meta = untrained("maml_rl/CartPoleParams-v0", **RL2, horizon=60)
+    env = gymnasium.vector.SyncVectorEnv(
+        [lambda: gymnasium.make("maml_rl/CartPoleParams-v0", max_episode_steps=3)] * 2, autoreset_mode=mode
+    )
+    adapted = meta.adapt(env, num_steps=1, seed=0)
+    observations, _ = env.reset(seed=0)
+    rewards = ended = None
+    flags = []
+    for _ in range(9):
+        actions = adapted(observations, reward=rewards, ended=ended)
+        flags.append(adapted._actor.last[0, 0, -1].item())
+        observations, rewards, terminated, truncated, _ = env.step(actions)
+        ended = terminated | truncated
+    # The flag is up when the first observation of an episode is seen.
+    once_more = [1] if mode == AutoresetMode.NEXT_STEP else []  # the last observation of an episode is seen, too
+    episode = [0, 0, 1, *once_more]
+    assert flags == ([1, *episode * 3])[:9]
+    env.close()

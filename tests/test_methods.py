@@ -46,7 +46,7 @@ def test_every_method_trains_and_is_evaluated(method, env_id, tmp_path):
     if "log_std_lr" in options and "Tabular" in env_id:
         options = {"adapt_only": "head"}
     config = tiny(tmp_path / "run", env_id=env_id, **options)
-    name = curve_name(method_of(config))
+    name = curve_name(config)
     policy = maml_rl.train(config).policy
     results = json.loads((config.run_dir / "evaluation.json").read_text())
     assert results == maml_rl.evaluate(config.run_dir)
@@ -92,7 +92,7 @@ def test_the_oracle_sees_the_task(tmp_path):
     means = []
     for config in (oracle, plain):
         maml_rl.train(config)
-        name = curve_name(method_of(config))
+        name = curve_name(config)
         results = json.loads((config.run_dir / "evaluation.json").read_text())
         means.append(results["methods"][name]["mean"][0])
     assert means[0] > means[1] + 0.5

@@ -4,7 +4,9 @@ This is the one place that chooses between the derivatives written out for the r
 differentiation.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,8 @@ from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
 from . import mlp
 from .objective import adapted_policy
+
+_log = logging.getLogger(__name__)
 
 
 class Linearised(NamedTuple):
@@ -35,9 +39,10 @@ class Linearised(NamedTuple):
     vjp: Callable[[Distribution], Tensor]
 
 
-def is_written_out(policy: nn.Module) -> bool:
-    """Whether the derivatives of a policy are written out, and so faster than automatic differentiation."""
-    return mlp.covers(policy)
+@cache
+def _say_slower(name: str) -> None:
+    """Says once for each class of policies that a faster way exists."""
+    _log.warning("%s is differentiated automatically, which is slower than for a ready-made MLP.", name)
 
 
 def linearise(
@@ -54,6 +59,8 @@ def linearise(
     """
     if mlp.covers(policy):
         return Linearised(query, *mlp.linearise(policy, theta, supports, query, config))
+
+    _say_slower(type(policy).__qualname__)
 
     def f(theta: Tensor) -> Distribution:
         # A copy of θ for each task gives batched products instead of a sum over tasks in every layer.

@@ -32,6 +32,7 @@ class MAML:
     """
 
     unit = "step"
+    independent_learners = False
 
     def __init__(self, config: Config):
         _check_options(config)
@@ -66,22 +67,14 @@ class MAML:
             found += [config.outer] * (config.outer in ("ppo", "adam"))
         return " + ".join(found)
 
-    def learners(self, num_rollouts: int) -> int:
-        """See `Method`. An inner step learns from all rollouts of a task together."""
-        return 1
-
-    def make_policy(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        generator: torch.Generator,
-        task_size: int,
-    ) -> nn.Module:
+    def make_policy(self, env: VectorFamily, generator: torch.Generator) -> nn.Module:
         """See `Method`."""
-        return make_policy(observation_space, action_space, self.config, generator, task_size)
+        observations, actions = env.single_observation_space, env.single_action_space
+        return make_policy(observations, actions, self.config, generator, self._task_size(env))
 
-    def prepare(self, policy: nn.Module, input_size: int) -> None:
+    def prepare(self, policy: nn.Module, env: VectorFamily) -> None:
         """See `Method`. Learned step sizes become parameters of the policy."""
+        input_size = spaces.flatdim(env.single_observation_space) + self._task_size(env)
         with torch.no_grad():
             result = policy(torch.zeros(2, input_size))
         if not isinstance(result, Distribution):
@@ -90,6 +83,9 @@ class MAML:
                 "maml_rl.policies: Normal, Categorical or MultiCategorical."
             )
         prepare(policy, self.config)
+
+    def _task_size(self, env: VectorFamily) -> int:
+        return spaces.flatdim(env.task_space) if self.config.observe_task else 0
 
     def collect(
         self,
@@ -107,12 +103,7 @@ class MAML:
         seen_tasks = task_inputs(env.task_space, tasks) if self.config.observe_task else None
         thetas = theta.detach().expand(len(tasks), -1)
         for k, phase in enumerate(seeds.spawn(len(lr_factors) + 1)):
-            if not torch.isfinite(thetas).all():
-                diverged = tasks[int((~torch.isfinite(thetas)).any(1).nonzero()[0])]
-                raise UserError(
-                    f"The policy's parameters on task {in_words(diverged)} are not finite; lower inner_lr or "
-                    "outer_lr."
-                )
+            _require_finite(thetas, tasks)
             actor = TaskPolicies(policy, thetas.cpu(), seen_tasks)
             rollouts = collect_phase(env, actor, tasks, num_rollouts, phase, self.config, theta.device)
             yield rollouts
@@ -135,7 +126,16 @@ class MAML:
             return through_adaptation(policy, theta, supports, self.config, lr_factors)[0]
 
         thetas = vmap(one)(tuple(batches)) if batches else theta.unsqueeze(0)
+        _require_finite(thetas, None)
         return TaskPolicies(policy, thetas)
+
+
+def _require_finite(thetas: Tensor, tasks: Array | None) -> None:
+    if not torch.isfinite(thetas).all():
+        where = ""
+        if tasks is not None:
+            where = f" on task {in_words(tasks[int((~torch.isfinite(thetas)).any(1).nonzero()[0])])}"
+        raise UserError(f"The policy's parameters{where} are not finite; lower inner_lr or outer_lr.")
 
 
 def _check_options(config: Config) -> None:

@@ -57,7 +57,9 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
             for curve in results["methods"].values():
                 if np.ndim(curve["returns"]) != 2 or len(curve["env_steps"]) != len(curve["mean"]):
                     raise ValueError("returns or env_steps have another shape")
-            if results["iterations"] != config.iterations or _name(config) not in results["methods"]:
+            if results.get("tasks_given"):
+                raise ValueError("it is of tasks of your own choice, which other runs do not have")
+            if results["iterations"] != config.iterations or curve_name(config) not in results["methods"]:
                 raise ValueError(f"it is of iteration {results['iterations']} of {config.iterations}")
         except OSError as error:
             raise UserError(
@@ -72,8 +74,8 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
         raise UserError("There is nothing to compare; give the folders of at least one run.")
     wants: dict[str, Any] = {}
     for folder, config, results in runs:
-        for name in ("env_id", "horizon", "env_kwargs", "num_rollouts"):
-            value = results[name] if name == "num_rollouts" else getattr(config, name)
+        for name in ("env_id", "horizon", "env_kwargs", "num_tasks", "num_rollouts"):
+            value = results[name] if name.startswith("num_") else getattr(config, name)
             if value != wants.setdefault(name, value):
                 raise UserError(
                     f"{folder} was evaluated with {name}={value!r} and {runs[0][0]} with {wants[name]!r}; "
@@ -110,17 +112,13 @@ def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curv
             if len({str(options[name]) for options in alike}) > 1
         ]
         title = short + (f" ({', '.join(differing)})" if differing else "")
-        methods[title] = _curves(group, _name(group[0][1]))
+        methods[title] = _curves(group, curve_name(group[0][1]))
     # The untrained policy of a method with inner steps, if there is one.
     with_random = [group for group in groups.values() if all("random" in run[2]["methods"] for run in group)]
     with_random.sort(key=lambda group: method_of(group[0][1]).unit != "step")
     if with_random:
         methods["random"] = _curves(with_random[0], "random")
     return methods
-
-
-def _name(config: Config) -> str:
-    return curve_name(method_of(config))
 
 
 def _curves(group: list[tuple[Path, Config, dict[str, Any]]], method: str) -> Curves:
@@ -130,7 +128,7 @@ def _curves(group: list[tuple[Path, Config, dict[str, Any]]], method: str) -> Cu
     returns = [np.array(curve["returns"])[:, :shortest] for curve in curves]
     return Curves(
         returns,
-        np.arange(shortest) * (num_rollouts // method_of(config).learners(num_rollouts)),
+        np.arange(shortest) * (1 if method_of(config).independent_learners else num_rollouts),
         np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
         *interquartile_mean(returns),
     )

@@ -47,17 +47,19 @@ def describe_tasks(results: dict[str, Any]) -> str:
     """Describes the tasks in a result of `evaluate`, and how often policies adapted to them."""
     num_tasks, num_rollouts = results["num_tasks"], results["num_rollouts"]
     if not results["tasks_seen"]:
-        return f"{num_tasks} held-out tasks, {num_rollouts} rollouts each"
+        kind = "given" if results["tasks_given"] else "held-out"
+        return f"{num_tasks} {kind} tasks, {num_rollouts} rollouts each"
     different = len(np.unique(results["tasks"], axis=0))
     return f"{different} tasks seen in training, {num_tasks} adaptations in all, {num_rollouts} rollouts each"
 
 
-def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts]) -> Figure | None:
+def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts], unit: str) -> Figure | None:
     """Draws rollouts of the first few tasks, one row per task and one column per phase.
 
     Args:
         env: The family. It draws its own rollouts with `plot_rollouts(axes, task, observations, mask)`.
         tasks: (M, D).
+        unit: What an adaptation is called.
         batches: S + 1 batches of rollouts, of at least the first `SHOWN_TASKS` tasks (m, K, H, ...).
 
     Returns:
@@ -69,7 +71,7 @@ def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts]) ->
     figure = Figure(figsize=(2.2 * len(batches), 2.2 * shown + 0.3), layout="constrained")
     grid = figure.subplots(shown, len(batches), squeeze=False)
     for k, batch in enumerate(batches):
-        grid[0, k].set_title(f"{k} step{'s' * (k != 1)}")
+        grid[0, k].set_title(f"{k} {unit}{'s' * (k != 1)}")
         for i in range(shown):
             env.plot_rollouts(grid[i, k], tasks[i], batch.observations[i].numpy(), batch.mask[i].numpy())
             grid[i, k].set_xlabel(f"return {batch.rewards[i].sum(-1).mean():.1f}", fontsize="small")

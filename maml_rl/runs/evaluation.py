@@ -94,8 +94,8 @@ def evaluate_policy(
     Raises:
         UserError: If an option is out of range, or the two modules have different parameters.
     """
-    before = flatten(new_policy(config) if untrained is None else untrained)
-    state = State(flatten(policy), before, {}, config.iterations, 0)
+    before = flatten(new_policy(config, untrained))
+    state = State(flatten(policy).cpu(), before, {}, config.iterations, 0)
     if len(state.theta) != len(before):
         raise UserError("The untrained policy has other parameters; pass evaluate_policy(..., untrained=it).")
     config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
@@ -154,7 +154,10 @@ def held_out(
 
 
 def _checked_tasks(env: VectorFamily, tasks: npt.ArrayLike) -> Array:
-    checked = np.asarray(tasks, env.task_space.dtype)
+    try:
+        checked = np.asarray(tasks).astype(env.task_space.dtype, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"tasks is not an array of {env.task_space.dtype} numbers: {error}") from error
     if checked.shape[1:] != env.task_space.shape:
         raise UserError(
             f"tasks has shape {checked.shape}, but must be an array of tasks of the task space "
@@ -199,7 +202,7 @@ def adaptation_curves(
         trained: The curve of the trained policy, if it is already known.
     """
     method = method_of(config)
-    name = curve_name(method)
+    name = curve_name(config)
     methods: dict[str, Any] = {name: trained} if trained else {}
     for title, theta in {name: state.theta, "random": state.untrained}.items():
         if title in methods or (title == "random" and name == "scratch"):  # scratch is the untrained policy itself
@@ -216,6 +219,7 @@ def adaptation_curves(
         "seed": held_out_seed(config),
         "unit": method.unit,
         "tasks_seen": seen,
+        "tasks_given": tasks is not None,
         "tasks": evaluated,
         "methods": methods,
     }
@@ -227,7 +231,7 @@ def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str
     for batch in batches:
         returns.append(batch.returns().double().numpy())
         success.append(batch.success.double().mean(-1).numpy())
-        learners = method.learners(batch.mask.shape[1])
+        learners = batch.mask.shape[1] if method.independent_learners else 1
         seen.append(seen[-1] + int(batch.mask.sum()) / len(batch.mask) / learners)
     result: dict[str, Any] = {"env_steps": seen[:-1]}
     for prefix, by_task in (("", np.stack(returns, axis=1)), ("success_", np.stack(success, axis=1))):

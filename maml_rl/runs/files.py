@@ -30,5 +30,5 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise UserError(
             f"Cannot write {path} ({error.strerror}). The previous file is unchanged. Make room or choose a "
-            "writable --run-dir, then continue with --resume."
+            "writable folder, then run the command again (training continues with --resume)."
         ) from error

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from torch import nn
 
 from .. import __version__
@@ -39,18 +38,15 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
     method = method_of(config)
     env = make_env(config, 1)
     env.close()
-    observations = env.single_observation_space
-    task_size = spaces.flatdim(env.task_space) if config.observe_task else 0
     if own is None:
-        generator = torch_generator(stream(config.seed, "policy"))
-        policy = method.make_policy(observations, env.single_action_space, generator, task_size)
+        policy = method.make_policy(env, torch_generator(stream(config.seed, "policy")))
     else:
         if not all(parameter.requires_grad for parameter in own.parameters()):
             raise UserError("The policy given has frozen parameters, but all are meta-trained; make them buffers.")
         if not torch.isfinite(flatten(own)).all():
             raise UserError("The policy given has parameters that are not finite; initialise them.")
         policy = copy.deepcopy(own)
-    method.prepare(policy, spaces.flatdim(observations) + task_size)
+    method.prepare(policy, env)
     return policy
 
 
@@ -81,11 +77,11 @@ def open_folder(config: Config, policy: nn.Module) -> State:
     if not config.resume:
         raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --run-dir.")
     before = load_config(folder)
-    for field in dataclasses.fields(Config):
-        old, new = getattr(before, field.name), getattr(config, field.name)
-        if field.metadata["fixed"] and old != new:
+    fixed = {field.name for field in dataclasses.fields(Config) if field.metadata["fixed"]}
+    for (name, old), new in zip(before.options().items(), config.options().values(), strict=True):
+        if name in fixed and old != new:
             raise UserError(
-                f"The run in {folder} has {field.name}={old}, but {new} was asked for; resume it with its own "
+                f"The run in {folder} has {name}={old}, but {new} was asked for; resume it with its own "
                 "options, or choose another --run-dir."
             )
     state = load_checkpoint(folder, policy) if (folder / "checkpoint.pt").exists() else first

@@ -15,7 +15,9 @@ Array = npt.NDArray[Any]
 def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
     """Converts observations of N environments to float32, (N, O): one-hot if discrete, images flat in [0, 1]."""
     if isinstance(space, spaces.Discrete):
-        return torch.nn.functional.one_hot(torch.from_numpy(observations - space.start), int(space.n)).float()
+        return torch.nn.functional.one_hot(
+            torch.from_numpy(observations - space.start).long(), int(space.n)
+        ).float()
     numbers = torch.from_numpy(np.asarray(observations, np.float32)).flatten(1)
     image = space.dtype == np.uint8 and isinstance(space, spaces.Box) and (space.high == 255).all()
     return numbers / 255 if image else numbers
