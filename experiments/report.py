@@ -192,7 +192,11 @@ def all_tables() -> dict[str, str]:
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
     found["estimators"] = estimators.as_markdown(json.loads((estimators.RESULTS / "table.json").read_text()))
-    evaluation = {"unit": "step", "tasks_seen": False}  # which files of version 0.1 do not say
+    evaluation = {
+        "unit": "step",
+        "tasks_seen": False,
+        "tasks_given": False,
+    }  # which files of version 0.1 do not say
     evaluation |= json.loads((RESULTS / "navigation_2d/maml/seed1/evaluation.json").read_text())
     printed = "\n".join(line.rstrip() for line in table(evaluation).splitlines())
     return found | {"printed by make train": f"```text\n{printed}\n```"}

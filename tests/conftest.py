@@ -1,9 +1,13 @@
 """Shared helpers: synthetic rollouts in float64, and runs through the real command line."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 import misbehaving  # registers families of its own
@@ -11,6 +15,7 @@ import pytest
 import torch
 from maml_rl.envs import families
 
+from maml_rl.cli import main
 from maml_rl.methods import method_of
 from maml_rl.policies import MLP, Categorical, CategoricalHead, GaussianHead, Normal, flatten, initialise
 from maml_rl.sampling.actors import TaskPolicies
@@ -81,20 +86,43 @@ def kind(request):
 
 
 @pytest.fixture
-def command(tmp_path):
-    """Runs a command line in an empty folder, with the families of misbehaving.py in reach."""
+def command(tmp_path, monkeypatch):
+    """Runs a command line in an empty folder, with the families of misbehaving.py in reach.
 
-    def run(*arguments, script=None, **environment):
-        front = [str(ROOT / script)] if script else ["-m", "maml_rl"]
-        paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, *front, *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    It runs in this process, because a new one spends most of its time importing torch. Scripts, commands with
+    an environment of their own, and those that must be `fresh` get a process of their own.
+    """
+
+    def run(*arguments, script=None, fresh=False, **environment):
+        arguments = [*map(str, arguments)]
+        if script or fresh or environment:
+            front = [str(ROOT / script)] if script else ["-m", "maml_rl"]
+            paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+            return subprocess.run(
+                [sys.executable, *front, *arguments],
+                cwd=tmp_path,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, "argv", ["maml-rl", *arguments])
+            patch.setattr(sys, "path", [*sys.path])
+            patch.setattr(threading, "excepthook", threading.excepthook)
+            with (
+                contextlib.redirect_stdout(io.StringIO()) as out,
+                contextlib.redirect_stderr(io.StringIO()) as err,
+            ):
+                try:
+                    main()
+                except SystemExit as end:
+                    code = end.code
+                except Exception:
+                    traceback.print_exc()
+                    code = 1
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     return run
 

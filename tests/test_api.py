@@ -93,7 +93,7 @@ def test_an_interrupt_is_reported_even_if_nothing_can_be_saved(tmp_path):
     config = Config(run_dir=tmp_path / "run", **SMALL)
 
     def fail(step, scalars):
-        shutil.rmtree(config.run_dir)
+        (config.run_dir / "checkpoint.pt").mkdir()  # in the way of the file
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -198,7 +198,7 @@ def test_a_foreign_run_does_not_run_code(how, command, tmp_path):
     config = Config(env_id="foreign:Foreign-v0", run_dir=tmp_path / "run")
     config.run_dir.mkdir()
     save_config(config)
-    result = command(how, "run")
+    result = command(how, "run", fresh=True)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     if how != "compare":
@@ -208,13 +208,13 @@ def test_a_foreign_run_does_not_run_code(how, command, tmp_path):
         with pytest.raises(UserError, match="names the module 'foreign'"):
             getattr(maml_rl, api)(config.run_dir)
     if how != "compare":
-        command(how, "run", "--trust")
+        command(how, "run", "--trust", fresh=True)
         assert (tmp_path / "ran").exists()
 
 
 def test_a_module_named_on_the_command_line_is_imported(command, tmp_path):
     (tmp_path / "foreign.py").write_text(FOREIGN)
-    result = command("train", "--env-id", "foreign:Foreign-v0", "--run-dir", "run", *TINY)
+    result = command("train", "--env-id", "foreign:Foreign-v0", "--run-dir", "run", *TINY, fresh=True)
     assert "Cannot make the task family 'foreign:Foreign-v0'" in result.stderr
     assert (tmp_path / "ran").exists()
 
