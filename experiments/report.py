@@ -167,7 +167,7 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     family = load_env_creator(str(gymnasium.spec(env_id).vector_entry_point))
     if hasattr(family, "plot_rollouts"):
         with held_out(policy, state.theta, config) as (env, tasks, batches):
-            write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(batches)))
+            write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(batches), "step"))
     else:  # the family cannot draw its rollouts, but films them
         Image.fromarray(strip(config, policy)).quantize(128).save(folder / "strip.png", optimize=True)
 
