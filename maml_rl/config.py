@@ -147,6 +147,8 @@ class Config:
 
     checkpoint_every: int = _run(5, at_least=1)
     """Iterations between checkpoints."""
+    threads: int | None = _machine(None, at_least=1)
+    """Threads of the learner. By default one per core. Chunks of tasks are shared out among them."""
     chunk_tasks: int = _machine(10, at_least=1)
     """Tasks that the outer step differentiates at once."""
     device: Literal["cpu", "cuda"] | str = _machine("cpu")

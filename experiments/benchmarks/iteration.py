@@ -31,11 +31,12 @@ from maml_rl.recording import open_run
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.actors import TaskPolicies
 from maml_rl.sampling.advantages import features, with_advantages
-from maml_rl.sampling.collect import collect_rollouts, one_thread
+from maml_rl.sampling.collect import collect_rollouts
 from maml_rl.sampling.families import make_env
 from maml_rl.sampling.rollouts import Rollouts
 from maml_rl.sampling.spaces import action_map
 from maml_rl.sampling.streams import integer_seed, stream
+from maml_rl.sampling.threads import torch_threads
 
 NAVIGATION, CHEETAH = "maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0"
 
@@ -97,7 +98,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         first, slots = integer_seed(phase(k).spawn(2)[0]), np.repeat(tasks, num_rollouts, axis=0)
 
         def run() -> None:
-            with one_thread():
+            with torch_threads(1):
                 env.reset(seed=first, options={"task": slots})
                 for a_t in actions:
                     env.step(a_t)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from ..config import Config
 from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
+from ..sampling.threads import map_chunks
 from . import mlp
 from .objective import adapted_policy
 
@@ -76,12 +77,12 @@ def linearise_chunks(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> list[Linearised]:
     """Linearises the adapted policies of all tasks, `chunk_tasks` tasks at a time. Shapes as in `linearise`."""
-    chunks = []
-    for start in range(0, len(query.mask), config.chunk_tasks):
-        rows = slice(start, start + config.chunk_tasks)
-        some, some_query = tree_map(lambda x, rows=rows: x[rows], (supports, query))
-        chunks.append(linearise(policy, theta, some, some_query, config))
-    return chunks
+
+    def chunk(policy: nn.Module, rows: slice) -> Linearised:
+        some, some_query = tree_map(lambda x: x[rows], (supports, query))
+        return linearise(policy, theta, some, some_query, config)
+
+    return map_chunks(chunk, policy, len(query.mask), config)
 
 
 def _automatic(

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..envs import VectorFamily, in_words
@@ -19,6 +20,7 @@ from ..sampling.actors import TaskPolicies
 from ..sampling.collect import collect_phase
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array, task_inputs
+from ..sampling.threads import map_chunks
 from .inner import ESTIMATORS, adapt
 from .objective import through_adaptation
 from .outer import OPTIMISERS
@@ -108,8 +110,17 @@ class MAML:
             rollouts = collect_phase(env, actor, tasks, num_rollouts, phase, self.config, theta.device)
             yield rollouts
             if k < len(lr_factors):
-                step = partial(adapt, policy, config=self.config, lr_factor=lr_factors[k])
-                thetas, _ = vmap(step, chunk_size=self.config.chunk_tasks)(thetas, rollouts)
+                thetas = self._inner_step(policy, thetas, rollouts, lr_factors[k])
+
+    def _inner_step(self, policy: nn.Module, thetas: Tensor, rollouts: Rollouts, lr_factor: float) -> Tensor:
+        """Adapts each task's parameters (M, P) to its rollouts."""
+
+        def chunk(policy: nn.Module, rows: slice) -> Tensor:
+            step = partial(adapt, policy, config=self.config, lr_factor=lr_factor)
+            adapted, _ = vmap(step)(thetas[rows], tree_map(lambda x: x[rows], rollouts))
+            return adapted
+
+        return torch.cat(map_chunks(chunk, policy, len(thetas), self.config))
 
     def update(
         self, policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts]

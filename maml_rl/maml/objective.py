@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..config import Config
 from ..policies import Distribution, act
 from ..sampling.rollouts import Rollouts, masked_mean
+from ..sampling.threads import map_chunks
 from .inner import adapt
 
 
@@ -133,16 +134,22 @@ def outer_loss(
     return loss, mean_kl(distribution, query)
 
 
-@torch.no_grad()
 def outer_objective(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> tuple[float, float]:
     """The outer loss and the KL of θ, averaged over tasks."""
+    data = (supports, query, exploration_credits(query))
 
-    def one(supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor) -> tuple[Tensor, Tensor]:
-        return outer_loss(policy, theta, supports, query, credit, config)
+    @torch.no_grad()  # which holds for one thread
+    def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, Tensor]:
+        def one(supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor) -> tuple[Tensor, Tensor]:
+            return outer_loss(policy, theta, supports, query, credit, config)
 
-    losses, kls = vmap(one, chunk_size=config.chunk_tasks)(supports, query, exploration_credits(query))
+        losses, kls = vmap(one)(*tree_map(lambda x: x[rows], data))
+        return losses, kls
+
+    parts = map_chunks(chunk, policy, len(query.mask), config)
+    losses, kls = (torch.cat(part) for part in zip(*parts, strict=True))
     return losses.mean().item(), kls.mean().item()
 
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from ..config import Config
 from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
+from ..sampling.threads import in_threads
 from .linearise import Linearised, linearise_chunks
 from .objective import (
     exploration_credits,
@@ -22,16 +23,18 @@ from .objective import (
 )
 
 
-def meta_gradient(chunks: list[Linearised], num_tasks: int) -> Tensor:
+def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> Tensor:
     """The gradient of the surrogate, averaged over tasks, in θ: through every inner step, (P,)."""
 
     def outer_loss(outputs: Distribution, query: Rollouts) -> Tensor:
         return vmap(surrogate)(outputs, query).sum() / num_tasks
 
-    return sum_over(chunks, lambda chunk: chunk.vjp(torch.func.grad(outer_loss)(chunk.outputs, chunk.query)))
+    return sum_over(
+        chunks, lambda chunk: chunk.vjp(torch.func.grad(outer_loss)(chunk.outputs, chunk.query)), threads
+    )
 
 
-def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int) -> Tensor:
+def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, threads: int | None = None) -> Tensor:
     """The Hessian in θ of the mean KL, times a vector, exactly: Jᵀ F J t, (P,).
 
     At the old parameters the gradient of KL(old ‖ new) in the policy's output vanishes, so the second
@@ -45,7 +48,7 @@ def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int) -> Ten
         scaled: Distribution = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
         return chunk.vjp(tree_map(lambda x: x * weight.view(*weight.shape, *[1] * (x.ndim - 2)), scaled))
 
-    return sum_over(chunks, product)
+    return sum_over(chunks, product, threads)
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +93,7 @@ def trpo_step(
     supports = tuple(before_each)
     num_tasks = len(query.mask)
     chunks = linearise_chunks(policy, theta, supports, query, config)
-    gradient = meta_gradient(chunks, num_tasks)
+    gradient = meta_gradient(chunks, num_tasks, config.threads)
     before = sum(vmap(surrogate)(chunk.outputs, chunk.query).sum().item() for chunk in chunks) / num_tasks
     if config.e_maml:
         explored, slope = _exploration(policy, theta, supports, query, config)
@@ -104,7 +107,9 @@ def trpo_step(
         "accepted": 0.0,
     }
     step, image = conjugate_gradient(
-        lambda v: kl_product(chunks, v, num_tasks) + config.cg_damping * v, -gradient, config.cg_iterations
+        lambda v: kl_product(chunks, v, num_tasks, config.threads) + config.cg_damping * v,
+        -gradient,
+        config.cg_iterations,
     )
     curvature = (step @ image).item()
     if not (0 < curvature < float("inf")):
@@ -132,9 +137,9 @@ def _exploration(
     return mean_and_gradient(loss, theta, (supports, exploration_credits(query)), config.chunk_tasks)
 
 
-def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor]) -> Tensor:
+def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor], threads: int | None = None) -> Tensor:
     """Σ f(chunk)."""
-    total = f(chunks[0])
-    for chunk in chunks[1:]:
-        total = total + f(chunk)
+    total, *rest = in_threads(f, chunks, threads)
+    for part in rest:  # always in this order, so that rounding is the same
+        total = total + part
     return total

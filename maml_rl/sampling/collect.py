@@ -20,22 +20,7 @@ from .advantages import with_advantages
 from .rollouts import Rollouts
 from .spaces import Array, action_map, encode
 from .streams import integer_seed, torch_generator
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps torch to one thread, and restores the number of threads afterwards.
-
-    Torch's helper threads spin for milliseconds after each operation. They occupy cores that physics or
-    worker processes need between two steps of the policy. Two cores stepped 800 half-cheetahs at 0.6 of the speed
-    of bare physics with them, and at 0.75 without.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+from .threads import torch_threads
 
 
 def collect_phase(
@@ -102,7 +87,10 @@ def collect_rollouts(
         raise ValueError(
             f"{len(tasks)} tasks with {num_rollouts} rollouts each do not fit {env.num_envs} environments."
         )
-    with one_thread():
+    # Torch's helper threads spin for milliseconds after each operation, on cores that physics or worker processes
+    # need between two steps of the policy. Two cores stepped 800 half-cheetahs at 0.6 of the speed of bare physics
+    # with them, and at 0.75 without.
+    with torch_threads(1):
         if rounds == 1:
             return _collect_once(env, actor, tasks, seeds)
         parts = [_collect_once(env, actor, tasks, part) for part in seeds.spawn(rounds)]

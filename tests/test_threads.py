@@ -1,0 +1,77 @@
+"""Chunks of tasks in threads: the same numbers for any number of threads, and nothing left changed."""
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+from conftest import make_policy, random_rollouts
+from test_custom_policies import Own, several_actions
+from torch.utils._pytree import tree_leaves
+
+from maml_rl import Config
+from maml_rl.maml.linearise import linearise_chunks
+from maml_rl.maml.objective import outer_objective
+from maml_rl.maml.trust_region import trpo_step
+from maml_rl.policies import flatten
+from maml_rl.sampling.threads import in_threads, map_chunks
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["ready-made", "own module"])
+def test_results_do_not_depend_on_the_number_of_threads(own):
+    """To the last bit. A module shared by two threads would also show: `functional_call` changes it."""
+    if own:
+        policy, theta = Own(), flatten(Own()).double() + 0.3
+        batches = [several_actions(seed) for seed in (1, 2)]
+    else:
+        policy, theta = make_policy("normal")
+        batches = [
+            random_rollouts("normal", num_tasks=8, num_rollouts=20, horizon=50, seed=seed) for seed in (1, 2)
+        ]
+    results = []
+    for threads in (1, 2, 3, 8):
+        config = Config(inner_lr=0.3, chunk_tasks=1, threads=threads)
+        before = torch.get_num_threads()
+        new, _, figures = trpo_step(policy, theta, {}, batches, config)
+        assert torch.get_num_threads() == before
+        results.append([new, torch.tensor([*figures.values()])])
+        objective = outer_objective(policy, theta, (batches[0],), batches[1], config)
+        chunks = linearise_chunks(policy, theta, (batches[0],), batches[1], config)
+        results[-1] += [torch.tensor(objective), *tree_leaves([chunk.outputs for chunk in chunks])]
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_threads_are_used_and_get_modules_of_their_own():
+    policy, _ = make_policy("normal")
+    barrier = threading.Barrier(2)  # passes only if both chunks are at work at once
+
+    def chunk(module, rows):
+        barrier.wait(timeout=30)
+        return id(module), rows.start, torch.get_num_threads()
+
+    config = Config(chunk_tasks=2, threads=2)
+    (one, first, alone), (other, second, _) = map_chunks(chunk, policy, 4, config)
+    assert len({one, other, id(policy)}) == 3
+    assert (first, second, alone) == (0, 2, 1)
+
+
+def test_threads_left_over_go_into_the_operations():
+    assert in_threads(lambda _: torch.get_num_threads(), [0, 1], threads=6)[0] == 3
+    assert in_threads(lambda _: torch.get_num_threads(), [0], threads=2) == [2]
+
+
+def test_an_error_in_a_thread_is_raised_here_and_restores_the_threads():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda x: 1 / x, [1, 0, 2], threads=2)
+    assert torch.get_num_threads() == before
+
+
+def test_the_number_of_threads_may_change_on_resume(tmp_path):
+    import maml_rl
+
+    config = Config(run_dir=tmp_path / "run", iterations=1, num_tasks=4, num_rollouts=3, horizon=5, chunk_tasks=1,
+                    eval_num_tasks=2, eval_num_rollouts=1, eval_num_steps=0, threads=1)  # fmt: skip
+    maml_rl.train(config)
+    maml_rl.train(dataclasses.replace(config, iterations=2, threads=3, resume=True))
