@@ -12,7 +12,8 @@ from torch import nn
 from ..config import Config
 from ..envs import num_cores
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
