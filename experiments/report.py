@@ -36,8 +36,8 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _TABLE = re.compile(r"<!-- table: (.*?) -->\n.*?<!-- end -->", re.DOTALL)
-# Options that say what is shown or where, not how it was learnt.
-_NOT_SHOWN = {"env_id", "run_dir", "resume", "seed", "iterations", "eval_every", "num_workers", "method"}
+# Options of a method that have a column of their own, or follow from others.
+_IN_OTHER_COLUMNS = {"env_id", "iterations", "method"}
 _FRAMES = 5
 
 
@@ -103,10 +103,10 @@ def how_table(folders: list[Path]) -> str:
 
 
 def options_of(config: Config) -> str:
-    """The options of a run that are not the defaults of `Config`, as on the command line."""
-    defaults, words = dataclasses.asdict(Config()), []
-    for name, value in dataclasses.asdict(config).items():
-        if name not in _NOT_SHOWN and value != defaults[name]:
+    """The options of a run's method that are not the defaults of `Config`, as on the command line."""
+    defaults, words = Config().options("method"), []
+    for name, value in config.options("method").items():
+        if name not in _IN_OTHER_COLUMNS and value != defaults[name]:
             values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
             words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *map(str, values)]
     return " ".join(words)

@@ -118,6 +118,11 @@ def method_of(config: Config) -> Method:
     name = config.chosen_method
     if name not in METHODS:
         raise UserError(f"method is {name!r}, but must be one of {', '.join(METHODS)}.")
+    if config.rl2_episodes and name != "rl2":
+        raise UserError(
+            f"rl2_episodes is {config.rl2_episodes}, but the method is {name!r}; choose method rl2, or leave "
+            "rl2_episodes out."
+        )
     method = METHODS[name](config)
     if method.name == "random":
         raise UserError("A method cannot have the name 'random', which is the untrained policy's; choose another.")

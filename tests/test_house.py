@@ -66,8 +66,7 @@ def test_rl2_is_named_in_its_own_file_the_registry_and_the_options_only():
         for path in (ROOT / "maml_rl").rglob("*.py")
         if re.search(r"rl2|GRU|recurrent", _code(path), re.IGNORECASE)
     }
-    # MAML refuses the option that chooses RL².
-    assert named == {"rl2.py", "methods.py", "config.py", "maml/method.py"}
+    assert named == {"rl2.py", "methods.py", "config.py"}
 
 
 def _code(path):

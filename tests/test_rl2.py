@@ -130,6 +130,8 @@ def test_it_learns_to_try_and_to_remember(tmp_path):
         ({"outer": "reptile", "first_order": True}, "leave first_order out"),
         ({"outer": "reptile", "learn_lr": "one"}, "leave learn_lr out"),
         ({"outer": "reptile", "num_steps": 0}, "moves towards adapted parameters; choose num_steps 1 or more"),
+        ({**RL2, "method": "maml"}, "rl2_episodes is 3, but the method is 'maml'; choose method rl2"),
+        ({"method": "rl2"}, "rl2_episodes is 0, but RL² needs"),
         ({**RL2, "num_steps": 1}, "num_steps is 1, but RL² adapts by its memory.*choose num_steps 0"),
         ({**RL2, "estimator": "dice"}, "estimator is 'dice', but RL² adapts by its memory"),
         ({**RL2, "outer": "trpo"}, "RL² is trained by PPO; choose outer ppo"),

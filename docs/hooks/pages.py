@@ -19,15 +19,14 @@ RESULTS = ROOT / "experiments" / "results"
 GENERATED = {"options": options_table.markdown}
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Links the package as it is imported, with envs/ in it, for the API reference to read."""
+def on_startup(**_: Any) -> None:
+    """Links the package as it is imported, with envs/ in it, before the API reference looks for it."""
     tree = ROOT / "build" / "api" / "maml_rl"
     tree.mkdir(parents=True, exist_ok=True)
     for link in tree.iterdir():
         link.unlink()
     for source in [*(ROOT / "maml_rl").iterdir(), ROOT / "envs"]:
         (tree / source.name).symlink_to(source)
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -151,11 +151,6 @@ def _require_finite(thetas: Tensor, tasks: Array | None) -> None:
 
 def _check_options(config: Config) -> None:
     """Refuses options that contradict each other, and says what to choose instead."""
-    if config.rl2_episodes:
-        raise UserError(
-            f"rl2_episodes is {config.rl2_episodes}, but the method is 'maml'; choose method rl2, or leave "
-            "rl2_episodes out."
-        )
     if config.estimator not in ESTIMATORS:
         raise UserError(f"estimator is {config.estimator!r}, but must be one of {', '.join(ESTIMATORS)}.")
     if config.outer not in OPTIMISERS:
