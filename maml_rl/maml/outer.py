@@ -36,21 +36,11 @@ def adam_step(
     policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts], config: Config
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
     """A step of Adam (Kingma and Ba, arXiv:1412.6980) along the plain meta-gradient; see `OuterStep`."""
-    *before_each, query = batches
-    supports = tuple(before_each)
 
     def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
         return outer_loss(policy, theta, supports, query, credit, config)[0]
 
-    data = (supports, exploration_credits(query), query)
-    theta, optimiser_state, figures = adam_epochs(
-        lambda theta: mean_and_gradient(loss, theta, data, config.chunk_tasks),
-        theta,
-        optimiser_state,
-        config.outer_lr,
-    )
-    after, kl = outer_objective(policy, theta, supports, query, config)
-    return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
+    return _adam_on(loss, policy, theta, optimiser_state, batches, config, epochs=1)
 
 
 def ppo_step(
@@ -61,8 +51,6 @@ def ppo_step(
     The KL between the sampling and the current policies before every inner step is a penalty. With the estimator
     `lvc`, this is ProMP (Rothfuss et al., arXiv:1810.06784, equation 15).
     """
-    *before_each, query = batches
-    supports = tuple(before_each)
 
     def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
         adapted, before_each = through_adaptation(policy, theta, supports, config)
@@ -74,13 +62,28 @@ def ppo_step(
             total = total + config.e_maml * exploration_loss(before_each, supports, credit)
         return total
 
+    return _adam_on(loss, policy, theta, optimiser_state, batches, config, config.ppo_epochs)
+
+
+def _adam_on(
+    loss: Callable[..., Tensor],
+    policy: nn.Module,
+    theta: Tensor,
+    optimiser_state: dict[str, Any],
+    batches: Sequence[Rollouts],
+    config: Config,
+    epochs: int,
+) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+    """Steps of Adam on the mean over tasks of a loss of θ, supports, credit and query; see `OuterStep`."""
+    *before_each, query = batches
+    supports = tuple(before_each)
     data = (supports, exploration_credits(query), query)
     theta, optimiser_state, figures = adam_epochs(
         lambda theta: mean_and_gradient(loss, theta, data, config.chunk_tasks),
         theta,
         optimiser_state,
         config.outer_lr,
-        config.ppo_epochs,
+        epochs,
     )
     after, kl = outer_objective(policy, theta, supports, query, config)
     return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
