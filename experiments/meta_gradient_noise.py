@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from maml_rl import Config
 from maml_rl.maml.objective import (
@@ -18,6 +18,7 @@ from maml_rl.maml.objective import (
     exploration_loss,
     mean_and_gradient,
     outer_loss,
+    over_tasks,
     through_adaptation,
 )
 from maml_rl.methods import method_of
@@ -45,7 +46,7 @@ def main(run_dir: tyro.conf.Positional[Path], batches: int = 24) -> None:
     env = make_env(config, config.num_tasks * config.num_rollouts)
     gradients: dict[str, list[Tensor]] = {name: [] for name in (*ESTIMATORS, "E-MAML's term")}
 
-    def exploration(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
+    def exploration(policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
         _, before_each = through_adaptation(policy, theta, supports, config)
         return exploration_loss(before_each, supports, credit)
 
@@ -59,12 +60,19 @@ def main(run_dir: tyro.conf.Positional[Path], batches: int = 24) -> None:
         for name, options in ESTIMATORS.items():
             own = dataclasses.replace(config, **options)  # type: ignore[arg-type]
 
-            def loss(theta: Tensor, supports: tuple, credit: Tensor, query: Rollouts, own: Config = own) -> Tensor:
+            def loss(
+                policy: nn.Module,
+                theta: Tensor,
+                supports: tuple,
+                credit: Tensor,
+                query: Rollouts,
+                own: Config = own,
+            ) -> Tensor:
                 return outer_loss(policy, theta, supports, query, credit, own)[0]
 
             data = (supports, credits, query)
-            gradients[name].append(mean_and_gradient(loss, state.theta, data, config.chunk_tasks)[1])
-        _, slope = mean_and_gradient(exploration, state.theta, (supports, credits), config.chunk_tasks)
+            gradients[name].append(mean_and_gradient(over_tasks(loss), policy, state.theta, data, config)[1])
+        _, slope = mean_and_gradient(over_tasks(exploration), policy, state.theta, (supports, credits), config)
         gradients["E-MAML's term"].append(slope)
     env.close()
     print("| estimator | signal | noise of a batch | cosine to vpg |\n|---|---|---|---|")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from .config import Config
 from .envs import VectorFamily
 from .errors import UserError
-from .maml.objective import clipped_surrogate, mean_kl
+from .maml.objective import clipped_surrogate, mean_and_gradient, mean_kl, means
 from .maml.outer import adam_epochs
 from .policies import Distribution, initialise, unflatten
 from .policies.ready_made import flat_size, is_image, make_head
@@ -221,31 +221,31 @@ def ppo_on_trials(
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
     """Takes several steps of PPO (arXiv:1707.06347) on whole trials. See `Method.update` for the arguments."""
     trials = with_advantages(as_trials(batches), config.discount, config.gae_lambda, config.normalise_advantages)
-    shape = trials.mask.shape
 
-    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(policy: nn.Module, theta: Tensor, trials: Rollouts) -> tuple[Tensor, Tensor]:
         inputs = trials.observations.flatten(0, 1)
         sequences, _ = functional_call(policy, unflatten(policy, theta), (inputs,))
-        # (M·K, T, ...) -> (M, K·T, ...)
-        distribution = tree_map(lambda x: x.unflatten(0, shape[:2]).flatten(1, 2), sequences)
+        # (m·K, T, ...) -> (m, K·T, ...)
+        distribution = tree_map(lambda x: x.unflatten(0, trials.mask.shape[:2]).flatten(1, 2), sequences)
 
         def one(distribution: Distribution, trials: Rollouts) -> tuple[Tensor, Tensor]:
             return clipped_surrogate(distribution, trials, config.ppo_clip), mean_kl(distribution, trials)
 
         losses, kls = vmap(one)(distribution, trials)
-        return losses.mean(), kls.mean()
+        return losses, kls
 
-    def value_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
-        leaf = theta.detach().requires_grad_()
-        loss, _ = objective(leaf)
-        return loss.item(), torch.autograd.grad(loss, leaf)[0]
+    def losses(policy: nn.Module, theta: Tensor, trials: Rollouts) -> Tensor:
+        return objective(policy, theta, trials)[0]
 
     theta, optimiser_state, figures = adam_epochs(
-        value_and_gradient, theta, optimiser_state, config.outer_lr, config.ppo_epochs
+        lambda theta: mean_and_gradient(losses, policy, theta, (trials,), config),
+        theta,
+        optimiser_state,
+        config.outer_lr,
+        config.ppo_epochs,
     )
-    with torch.no_grad():
-        after, kl = objective(theta)
-    return theta, optimiser_state, figures | {"surrogate_after": after.item(), "kl": kl.item()}
+    after, kl = means(objective, policy, theta, (trials,), config)
+    return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
 
 
 def _check_options(config: Config) -> None:

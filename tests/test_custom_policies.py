@@ -122,10 +122,10 @@ def test_meta_gradient_goes_through_the_cnn(kind):
     supports, query = (image_rollouts(kind, seed=1),), image_rollouts(kind, seed=2)
     exact = gradient(policy, theta, supports, query, config)
 
-    def loss(theta, supports, query):
+    def loss(policy, theta, supports, query):
         return objectives.surrogate(objectives.adapted_policy(policy, theta, supports, query, config), query)
 
-    _, other = objectives.mean_and_gradient(loss, theta, (supports, query), config.chunk_tasks)
+    _, other = objectives.mean_and_gradient(objectives.over_tasks(loss), policy, theta, (supports, query), config)
     torch.testing.assert_close(other, exact, rtol=1e-10, atol=1e-13)
     objective = mean_over_tasks(objectives.surrogate, policy, supports, query, config)
     for seed in range(4):

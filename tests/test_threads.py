@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_policy, random_rollouts
@@ -13,7 +14,11 @@ from maml_rl import Config
 from maml_rl.maml.linearise import linearise_chunks
 from maml_rl.maml.objective import outer_objective
 from maml_rl.maml.trust_region import trpo_step
+from maml_rl.methods import method_of
 from maml_rl.policies import flatten
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.families import make_env
+from maml_rl.sampling.streams import stream
 from maml_rl.sampling.threads import in_threads, map_chunks
 
 
@@ -40,6 +45,33 @@ def test_results_do_not_depend_on_the_number_of_threads(own):
         results[-1] += [torch.tensor(objective), *tree_leaves([chunk.outputs for chunk in chunks])]
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outer": "ppo", "estimator": "lvc", "e_maml": 0.1},
+        {"outer": "adam"},
+        {"outer": "reptile"},
+        {"outer": "trpo", "e_maml": 0.1},
+        {"outer": "ppo", "rl2_episodes": 2, "num_steps": 0, "hidden_sizes": (8,)},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_no_outer_step_depends_on_the_number_of_threads(options):
+    results = []
+    for threads in (1, 2, 5):
+        config = Config(**options, num_tasks=5, num_rollouts=3, horizon=8, chunk_tasks=1, threads=threads)
+        env, method = make_env(config, 15), method_of(config)
+        policy = new_policy(config)
+        tasks = env.sample_tasks(5, np.random.default_rng(0))
+        batches = [*method.collect(env, policy, flatten(policy), tasks, 3, stream(0, "test"))]
+        theta, _, figures = method.update(policy, flatten(policy), {}, batches)
+        results.append((theta, figures))
+    assert not torch.equal(results[0][0], flatten(policy))
+    for theta, figures in results[1:]:
+        assert torch.equal(theta, results[0][0])
+        assert figures == results[0][1]
 
 
 def test_threads_are_used_and_get_modules_of_their_own():

@@ -1,10 +1,11 @@
 """The outer objective: how good the policies of all tasks are after adaptation, as a function of θ.
 
-Functions take one task. `vmap` and `mean_and_gradient` apply them to all tasks.
+Functions take one task. `over_tasks` and `vmap` apply them to many.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from ..policies import Distribution, act
 from ..sampling.rollouts import Rollouts, masked_mean
 from ..sampling.threads import map_chunks
 from .inner import adapt
+
+T = TypeVar("T", Tensor, tuple[Tensor, ...])
 
 
 def through_adaptation(
@@ -138,44 +141,63 @@ def outer_objective(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> tuple[float, float]:
     """The outer loss and the KL of θ, averaged over tasks."""
+
+    def one(
+        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return outer_loss(policy, theta, supports, query, credit, config)
+
     data = (supports, query, exploration_credits(query))
+    loss, kl = means(over_tasks(one), policy, theta, data, config)
+    return loss, kl
+
+
+def over_tasks(loss: Callable[..., T]) -> Callable[..., T]:
+    """Turns a loss of the policy module, θ and one task's data into those of m tasks at once."""
+
+    def losses(policy: nn.Module, theta: Tensor, *data: Any) -> T:
+        # A copy of θ for each task gives batched products instead of a sum over tasks in every layer.
+        thetas = theta.expand(len(tree_leaves(data)[0]), -1)
+        result: T = vmap(partial(loss, policy))(thetas, *data)
+        return result
+
+    return losses
+
+
+def means(
+    figures: Callable[..., tuple[Tensor, ...]], policy: nn.Module, theta: Tensor, data: Any, config: Config
+) -> list[float]:
+    """The means over tasks of figures (m,), without derivatives. Arguments as in `mean_and_gradient`."""
 
     @torch.no_grad()  # which holds for one thread
-    def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, Tensor]:
-        def one(supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor) -> tuple[Tensor, Tensor]:
-            return outer_loss(policy, theta, supports, query, credit, config)
+    def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, ...]:
+        return figures(policy, theta, *tree_map(lambda x: x[rows], data))
 
-        losses, kls = vmap(one)(*tree_map(lambda x: x[rows], data))
-        return losses, kls
-
-    parts = map_chunks(chunk, policy, len(query.mask), config)
-    losses, kls = (torch.cat(part) for part in zip(*parts, strict=True))
-    return losses.mean().item(), kls.mean().item()
+    parts = map_chunks(chunk, policy, len(tree_leaves(data)[0]), config)
+    return [torch.cat(part).mean().item() for part in zip(*parts, strict=True)]
 
 
 def mean_and_gradient(
-    loss: Callable[..., Tensor], theta: Tensor, data: Any, chunk_tasks: int
+    losses: Callable[..., Tensor], policy: nn.Module, theta: Tensor, data: Any, config: Config
 ) -> tuple[float, Tensor]:
     """The mean of a loss over tasks and its gradient in θ, a few tasks at a time.
 
     Args:
-        loss: Maps θ and one task's data to a scalar.
+        losses: Maps the policy module, θ and the data of m tasks to their losses, (m,).
+        policy: The policy module.
         theta: θ, (P,).
         data: A tuple of the arguments of all tasks: tensors (M, ...) or trees of them.
-        chunk_tasks: How many tasks are differentiated at once.
+        config: The chunk size and the number of threads are used.
 
     Returns:
         The mean, and its gradient, (P,).
     """
-    theta = theta.detach().requires_grad_()
     num_tasks = len(tree_leaves(data)[0])
-    mean = 0.0
-    gradient = torch.zeros_like(theta)
-    for start in range(0, num_tasks, chunk_tasks):
-        some = tree_map(lambda x, start=start: x[start : start + chunk_tasks], data)
-        # A copy of θ for each task gives batched products instead of a sum over tasks in every layer.
-        thetas = theta.expand(len(tree_leaves(some)[0]), -1)
-        part = vmap(loss)(thetas, *some).sum() / num_tasks
-        gradient += torch.autograd.grad(part, theta)[0]
-        mean += part.item()
-    return mean, gradient
+
+    def chunk(policy: nn.Module, rows: slice) -> tuple[float, Tensor]:
+        leaf = theta.detach().requires_grad_()
+        part = losses(policy, leaf, *tree_map(lambda x: x[rows], data)).sum() / num_tasks
+        return part.item(), torch.autograd.grad(part, leaf)[0]
+
+    means, gradients = zip(*map_chunks(chunk, policy, num_tasks, config), strict=True)
+    return sum(means), reduce(torch.add, gradients)

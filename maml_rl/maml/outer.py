@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import act
 from ..sampling.rollouts import Rollouts
+from ..sampling.threads import map_chunks
 from .objective import (
     clipped_surrogate,
     exploration_credits,
@@ -19,6 +21,7 @@ from .objective import (
     mean_kl,
     outer_loss,
     outer_objective,
+    over_tasks,
     through_adaptation,
 )
 from .trust_region import trpo_step
@@ -37,7 +40,9 @@ def adam_step(
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
     """A step of Adam (Kingma and Ba, arXiv:1412.6980) along the plain meta-gradient; see `OuterStep`."""
 
-    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
+    def loss(
+        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts
+    ) -> Tensor:
         return outer_loss(policy, theta, supports, query, credit, config)[0]
 
     return _adam_on(loss, policy, theta, optimiser_state, batches, config, epochs=1)
@@ -52,7 +57,9 @@ def ppo_step(
     `lvc`, this is ProMP (Rothfuss et al., arXiv:1810.06784, equation 15).
     """
 
-    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts) -> Tensor:
+    def loss(
+        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts
+    ) -> Tensor:
         adapted, before_each = through_adaptation(policy, theta, supports, config)
         distribution = act(policy, adapted, query.observations.flatten(0, 1))
         total = clipped_surrogate(distribution, query, config.ppo_clip)
@@ -79,7 +86,7 @@ def _adam_on(
     supports = tuple(before_each)
     data = (supports, exploration_credits(query), query)
     theta, optimiser_state, figures = adam_epochs(
-        lambda theta: mean_and_gradient(loss, theta, data, config.chunk_tasks),
+        lambda theta: mean_and_gradient(over_tasks(loss), policy, theta, data, config),
         theta,
         optimiser_state,
         config.outer_lr,
@@ -98,11 +105,15 @@ def reptile_step(
     """
     supports = tuple(batches[:-1])
 
-    def adapted(supports: tuple[Rollouts, ...]) -> Tensor:
-        return through_adaptation(policy, theta, supports, config)[0]
+    @torch.no_grad()  # which holds for one thread
+    def chunk(policy: nn.Module, rows: slice) -> Tensor:
+        def adapted(supports: tuple[Rollouts, ...]) -> Tensor:
+            return through_adaptation(policy, theta, supports, config)[0]
 
-    with torch.no_grad():
-        direction = (vmap(adapted, chunk_size=config.chunk_tasks)(supports) - theta).mean(0)
+        thetas: Tensor = vmap(adapted)(tree_map(lambda x: x[rows], supports))
+        return thetas
+
+    direction = (torch.cat(map_chunks(chunk, policy, len(batches[0].mask), config)) - theta).mean(0)
     return theta + config.outer_lr * direction, optimiser_state, {"gradient_norm": direction.norm().item()}
 
 

@@ -18,6 +18,7 @@ from .objective import (
     exploration_loss,
     mean_and_gradient,
     outer_objective,
+    over_tasks,
     surrogate,
     through_adaptation,
 )
@@ -130,11 +131,12 @@ def _exploration(
 ) -> tuple[float, Tensor]:
     """E-MAML's term averaged over tasks, and its gradient, (P,)."""
 
-    def loss(theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
+    def loss(policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
         _, before_each = through_adaptation(policy, theta, supports, config)
         return config.e_maml * exploration_loss(before_each, supports, credit)
 
-    return mean_and_gradient(loss, theta, (supports, exploration_credits(query)), config.chunk_tasks)
+    data = (supports, exploration_credits(query))
+    return mean_and_gradient(over_tasks(loss), policy, theta, data, config)
 
 
 def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor], threads: int | None = None) -> Tensor:
