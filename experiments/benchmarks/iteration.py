@@ -1,9 +1,15 @@
 """Seconds of a meta-iteration and of its parts beside what bounds them, as JSON; of several families in one run.
 
-Every figure is the median over repetitions. A floor is what a part cannot do without, timed in the same turn with
-the same threads: of collecting, the environments' own steps under the same actions; of the learner, its bare
-matrix products. The yardstick of the KL product is the KL differentiated twice.
+Every figure is the median over repetitions. A floor is what a part cannot do without, timed in the same turn on
+the same cores: of collecting, the environments' own steps under the same actions; of the learner, its bare matrix
+products, each by the fastest way there is on this machine for its shape. The yardstick of the KL product is the KL
+differentiated twice.
 """
+
+import os
+
+# One thread in each of NumPy's products, as there are threads around them. NumPy reads this when it is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import dataclasses
 import json
@@ -12,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,7 @@ import numpy as np
 import torch
 import tyro
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from maml_rl import Config
 from maml_rl.maml import objective, trust_region
@@ -36,7 +44,7 @@ from maml_rl.sampling.families import make_env
 from maml_rl.sampling.rollouts import Rollouts
 from maml_rl.sampling.spaces import action_map
 from maml_rl.sampling.streams import integer_seed, stream
-from maml_rl.sampling.threads import torch_threads
+from maml_rl.sampling.threads import in_threads, map_chunks, torch_threads
 
 NAVIGATION, CHEETAH = "maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0"
 
@@ -53,23 +61,52 @@ def in_turns(parts: dict[str, Callable[[], Any]], repetitions: int, warm_up: int
     return [{name: seconds(f) for name, f in parts.items()} for _ in range(warm_up + repetitions)][warm_up:]
 
 
-def products(
-    sizes: list[int], num_tasks: int, rows: int, counts: list[int], chunk_tasks: int
-) -> Callable[[], None]:
-    """Matrix products of all tasks' rows with their weights, so many with the shape of each layer."""
-    layers = []
-    for a, b, count in zip(sizes, sizes[1:], counts, strict=False):
-        x, w, out = torch.randn(num_tasks, rows, a), torch.randn(num_tasks, a, b), torch.empty(num_tasks, rows, b)
-        layers.append((x, w, out, count))
+def ways_of(
+    num_tasks: int, rows: int, a: int, b: int, transposed: bool, chunk_tasks: int, times: int = 10
+) -> dict[str, Callable[[], None]]:
+    """Every way to take a product for all tasks, so many times: of rows (a) with weights (a, b), or xᵀ y of rows.
 
-    def run() -> None:
-        for x, w, out, count in layers:
-            for start in range(0, num_tasks, chunk_tasks):
-                some = slice(start, start + chunk_tasks)
-                for _ in range(count):
-                    torch.bmm(x[some], w[some], out=out[some])
+    A forward pass and cotangents of features are the first kind, cotangents of weights the second (transposed).
+    """
+    x, y = torch.randn(num_tasks, rows, a), torch.randn(num_tasks, *(rows, b) if transposed else (a, b))
+    left, out = x.mT if transposed else x, torch.empty(num_tasks, *(a, b) if transposed else (rows, b))
+    left_np, y_np, out_np = left.numpy(), y.numpy(), out.numpy()
+    chunks = [slice(i, i + chunk_tasks) for i in range(0, num_tasks, chunk_tasks)]
 
-    return run
+    def in_blocks(some: slice, size: int = 250) -> None:
+        left, right = (tensor[some].unflatten(1, (-1, size)).flatten(0, 1) for tensor in (x, y))
+        torch.sum((left.mT @ right).unflatten(0, (-1, rows // size)), 1, out=out[some])
+
+    on_chunk: dict[str, Callable[[slice], Any]] = {
+        "torch": lambda some: torch.bmm(left[some], y[some], out=out[some]),
+        "numpy": lambda some: np.matmul(left_np[some], y_np[some], out=out_np[some]),
+    }
+    if transposed and rows % 250 == 0:
+        on_chunk["torch, blocks of rows"] = in_blocks
+
+    def in_chunks(one: Callable[[slice], Any]) -> Callable[[], None]:
+        return lambda: in_threads(lambda some: [one(some) for _ in range(times)] and None, chunks) and None
+
+    ways = {f"{name}, a thread per chunk": in_chunks(one) for name, one in on_chunk.items()}
+    return ways | {"torch, threads inside": lambda: [torch.bmm(left, y, out=out) for _ in range(times)] and None}
+
+
+def bare_products(
+    sizes: list[int], num_tasks: int, rows: int, chunk_tasks: int, repetitions: int, times: int = 10
+) -> list[list[dict[str, Any]]]:
+    """The speed of each layer's two kinds of product by every way, and the seconds of one by the fastest."""
+    found = []
+    for a, b in pairwise(sizes):
+        both = []
+        for transposed in (False, True):
+            ways = ways_of(num_tasks, rows, a, b, transposed, chunk_tasks, times)
+            turns = in_turns(ways, repetitions)
+            medians = {way: statistics.median(turn[way] for turn in turns) / times for way in ways}
+            speed = {way: round(2e-9 * num_tasks * rows * a * b / one, 1) for way, one in medians.items()}
+            shape = f"({a}, {rows}) @ ({rows}, {b})" if transposed else f"({rows}, {a}) @ ({a}, {b})"
+            both.append({"shape": f"{num_tasks} x {shape}", "gflops": speed, "seconds": min(medians.values())})
+        found.append(both)
+    return found
 
 
 def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, repetitions: int) -> dict[str, Any]:
@@ -84,6 +121,11 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
     support, query = method_of(config).collect(env, policy, theta, tasks, num_rollouts, stream(0, "benchmark"))
     adapted = vmap(lambda t, s: adapt(policy, t, s, config)[0], chunk_size=chunk_tasks)(thetas, support)
+
+    def adapted_chunk(policy: torch.nn.Module, rows: slice) -> Any:
+        some = tree_map(lambda x: x[rows], (thetas, support))
+        return vmap(lambda theta, support: adapt(policy, theta, support, config))(*some)
+
     chunks = linearise_chunks(policy, theta, (support,), query, config)
     gradient = trust_region.meta_gradient(chunks, num_tasks)
 
@@ -114,10 +156,12 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         (slope,) = torch.autograd.grad(vmap(kl)(support, query).mean(), leaf, create_graph=True)
         return lambda: torch.autograd.grad(slope, leaf, gradient, retain_graph=True)
 
-    def floor(*counts: int) -> Callable[[], None]:
-        size = support.observations.shape[-1]
-        sizes = [size, *config.hidden_sizes, next(iter(support.behaviour)).shape[-1]]
-        return products(sizes, num_tasks, support.mask[0].numel(), list(counts), chunk_tasks)
+    sizes = [
+        support.observations.shape[-1],
+        *config.hidden_sizes,
+        next(iter(support.behaviour)).shape[-1],
+    ]
+    bare = bare_products(sizes, num_tasks, support.mask[0].numel(), chunk_tasks, repetitions)
 
     columns = features(support.observations[:1, :1]).shape[-1]
     gram = torch.randn(num_tasks, support.mask[0].numel(), columns, dtype=torch.float64)
@@ -129,25 +173,35 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
             env, TaskPolicies(policy, adapted), tasks, num_rollouts, phase(1)
         ),
         "advantages": lambda: with_advantages(support, config.discount, config.gae_lambda),
-        "adapt": lambda: vmap(lambda t, s: adapt(policy, t, s, config), chunk_size=chunk_tasks)(thetas, support),
+        "adapt": lambda: map_chunks(adapted_chunk, policy, num_tasks, config),
         "linearise": lambda: linearise_chunks(policy, theta, (support,), query, config),
         "gradient": lambda: trust_region.meta_gradient(chunks, num_tasks),
         "kl_product": lambda: trust_region.kl_product(chunks, gradient, num_tasks),
         "line_search_candidate": lambda: objective.outer_objective(policy, theta, (support,), query, config),
     }
-    # Products in a layer's shape, for the first, the middle and the last of three layers. A forward pass has one
-    # in each, its gradient one for the weights and, but in the first, one for the inputs. A product with the
-    # Hessian of the inner loss has 2, 4, 6, as the mixed derivative of the first two layers needs none: it is
-    # taken once, while linearising, by O + 1 products with the middle layer that are no part of that floor.
     floors = {
         "collect_before": stepping(support, 0),
         "collect_after": stepping(query, 1),
         "advantages": lambda: (gram.mT @ gram, gram.mT @ gram[..., :1], gram @ gram[:, :columns, :1]),
-        "adapt": floor(2, 3, 3),
-        "linearise": floor(3, 4, 4),
-        "gradient": floor(3, 6, 8),
-        "kl_product": floor(6, 12, 16),
-        "line_search_candidate": floor(3, 4, 4),
+    }
+    # How many products of each kind a part needs in each layer. A forward pass has one of rows with weights. Its
+    # gradient has one of rows with rows, and but in the first layer one more of rows with weights. A product with
+    # the Hessian of the inner loss needs none for the mixed derivative of the first two layers: it is taken once,
+    # while linearising, by O + 1 products with the middle layer that are no part of that floor.
+    counts = {
+        "adapt": [(1, 1), (2, 1), (2, 1)],
+        "linearise": [(2, 1), (3, 1), (3, 1)],
+        "gradient": [(1, 2), (4, 2), (5, 3)],
+        "kl_product": [(3, 3), (9, 3), (11, 5)],
+        "line_search_candidate": [(2, 1), (3, 1), (3, 1)],
+    }
+    floor_of = {
+        part: sum(
+            count * one["seconds"]
+            for layer, both in zip(layers, bare, strict=True)
+            for count, one in zip(layer, both, strict=True)
+        )
+        for part, layers in counts.items()
     }
 
     def iteration(**options: Any) -> Callable[[], None]:
@@ -211,11 +265,14 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         "parts": {
             name: {
                 "seconds": round(median(name), 4),
-                "floor": round(median(f"{name} floor"), 4),
-                "ratio": ratio(name, f"{name} floor"),
+                "floor": round(floor_of.get(name) or median(f"{name} floor"), 4),
+                "ratio": round(median(name) / floor_of[name], 3)
+                if name in floor_of
+                else ratio(name, f"{name} floor"),
             }
             for name in parts
         },
+        "products": {one["shape"]: one["gflops"] for both in bare for one in both},
         "kl_product_over_twice_differentiated": ratio("kl_product", "kl_product_twice_differentiated"),
         "iteration_over_maml": {name: ratio(name, "maml") for name in variants},
         "bookkeeping_over_iteration": {name: ratio(name, "maml") for name in bookkeeping},
