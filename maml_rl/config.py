@@ -100,8 +100,11 @@ class Config:
     """α, step size of the inner policy-gradient step."""
     log_std_lr: float | None = _method(None, at_least=0)
     """α of the log standard deviations. By default `inner_lr`."""
-    learn_lr: Literal["no", "one", "layer", "parameter"] = _method("no")
-    """Learn factors on α: `one` factor for all parameters, one per `layer`, or one per `parameter` (Meta-SGD)."""
+    learn_lr: Literal["no", "one", "layer", "parameter", "task"] = _method("no")
+    """Learn factors on α: `one` for all parameters, one per `layer`, one per `parameter` (Meta-SGD), or for each
+    `task` one per layer, as a function of the rewards of its rollouts."""
+    inner_advantage: Literal["gae", "learned"] = _method("gae")
+    """Advantages of the inner loss: estimates (GAE), or a `learned` function of them and of every step."""
     adapt_only: Literal["head", "body", "context"] | str | None = _method(None)
     """Name of the only part of the policy that inner steps change: `head` is ANIL, `context` is CAVIA."""
     first_order: bool = _method(False)

@@ -252,7 +252,7 @@ def _check_options(config: Config) -> None:
     """Refuses the options of the inner loop, and says what to choose instead."""
     if not config.rl2_episodes:
         raise UserError("rl2_episodes is 0, but RL² needs at least 1 episode; choose 2 or more.")
-    inner = ("log_std_lr", "learn_lr", "adapt_only", "first_order", "estimator", "e_maml")
+    inner = ("log_std_lr", "learn_lr", "inner_advantage", "adapt_only", "first_order", "estimator", "e_maml")
     for name in [*["num_steps"] * (config.num_steps > 0), *config.changed(*inner)]:
         raise UserError(
             f"{name} is {getattr(config, name)!r}, but RL² adapts by its memory and has no inner loop; choose "

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_policy, random_rollouts
+from conftest import A, O, make_policy, random_rollouts
 from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -39,7 +39,7 @@ def test_nothing_of_the_learner_is_made_on_the_cpu(kind, context_size, estimator
     policy, _ = make_policy(kind, context_size=context_size)
     log_std_lr = 0.1 if kind == "normal" else None
     config = Config(learn_lr=learn_lr, log_std_lr=log_std_lr, estimator=estimator, e_maml=1.0, chunk_tasks=2)
-    prepare(policy, config)
+    prepare(policy, config, O, A)
     theta, rollouts = on_device((flatten(policy).double(), random_rollouts(kind)))
     policy.to("meta")
     with OneDevice():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_policy, random_rollouts
+from conftest import A, O, make_policy, random_rollouts
 from torch.func import jacrev, vmap
 from torch.utils._pytree import tree_map
 
@@ -124,7 +124,7 @@ def test_estimators_agree_in_the_gradient_where_the_rollouts_were_collected(kind
 def with_factors(config, kind="normal", context_size=0):
     """A policy that has learned factors of α, its θ with factors of 2, and the places of each part in θ."""
     policy, _ = make_policy(kind, context_size=context_size)
-    prepare(policy, config)
+    prepare(policy, config, O, A)
     if config.learn_lr != "no":
         getattr(policy, LOG_LR_FACTORS).data.fill_(math.log(2.0))
     places, start = {}, 0
@@ -161,7 +161,7 @@ def test_factors_of_layers_are_each_layer_s_own():
     config = Config(inner_lr=0.3, learn_lr="layer")
     policy, theta, places = with_factors(config)
     theta[places[LOG_LR_FACTORS]] = torch.log(torch.tensor([2.0, 3.0, 4.0], dtype=theta.dtype))
-    alpha = step_sizes(policy, theta, config)
+    alpha = step_sizes(policy, theta, task(random_rollouts("normal"), 0), config)
     for name, factor in (("body.0.weight", 2), ("body.0.bias", 2), ("head.log_std", 3), ("head.mean.weight", 4)):
         torch.testing.assert_close(alpha[places[name]], torch.full_like(alpha[places[name]], 0.3 * factor))
 
@@ -216,11 +216,11 @@ def test_a_part_the_policy_has_not_is_refused(kind):
     policy, _ = make_policy(kind)
     if kind == "categorical":
         with pytest.raises(UserError, match="log_std_lr is 0.5, but the policy has no parameter log_std"):
-            prepare(policy, Config(log_std_lr=0.5))
+            prepare(policy, Config(log_std_lr=0.5), O, A)
     with pytest.raises(
         UserError, match="adapt_only is 'tail', but the policy's parts are body, head; choose one.*context_size"
     ):
-        prepare(policy, Config(adapt_only="tail"))
+        prepare(policy, Config(adapt_only="tail"), O, A)
 
 
 def test_dice_between_lvc_and_no_bias(kind):

@@ -22,7 +22,7 @@ def policies(kind, hidden_sizes, config):
         head = GaussianHead(width, A, 0.7) if kind == "normal" else CategoricalHead(width, A)
         policy = kind_of_policy(O, hidden_sizes, head)
         initialise(policy, torch.Generator().manual_seed(0))
-        prepare(policy, config)
+        prepare(policy, config, O, A)
         made.append(policy)
     assert [mlp.covers(policy) for policy in made] == [True, False]
     return made
@@ -55,6 +55,11 @@ def test_every_depth(kind, hidden_sizes, num_steps, cg_iterations):
         {"adapt_only": "head"},
         {"estimator": "dice", "learn_lr": "parameter", "adapt_only": "body"},
         {"estimator": "lvc", "adapt_only": "head", "learn_lr": "layer"},
+        {"learn_lr": "task"},
+        {"learn_lr": "task", "first_order": True},
+        {"inner_advantage": "learned"},
+        {"inner_advantage": "learned", "first_order": True},
+        {"inner_advantage": "learned", "learn_lr": "task", "estimator": "dice"},
     ],
     ids=str,
 )

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_policy, random_rollouts
+from conftest import A, O, make_policy, random_rollouts
 from test_inner import finite_differences, task
 from torch.func import vmap
 from torch.utils._pytree import tree_map
@@ -303,7 +303,7 @@ def test_learned_step_sizes_have_a_meta_gradient_and_a_metric(kind):
     """The whole trust region where α is part of θ."""
     policy, _ = make_policy(kind)
     config = Config(inner_lr=0.1, chunk_tasks=2, learn_lr="layer")
-    prepare(policy, config)
+    prepare(policy, config, O, A)
     theta = flatten(policy).double()
     supports, query = (random_rollouts(kind, seed=1),), random_rollouts(kind, seed=99)
     adapted = vmap(lambda s, q: objectives.adapted_policy(policy, theta, s, q, config))(supports, query)

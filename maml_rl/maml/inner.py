@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from ..config import Config
-from ..policies import Distribution, act
+from ..policies import Distribution, act, unflatten
+from ..policies.parameters import ADVANTAGE_NETWORK
 from ..sampling.advantages import discounted_sums
 from ..sampling.rollouts import Rollouts, masked_mean
+from .rules import learned_advantages
 from .step_sizes import step_sizes
 
 
@@ -57,14 +59,18 @@ def inner_loss(
     """
     # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
     distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
-    return policy_gradient_loss(distribution, rollouts, config), distribution
+    networks = [] if config.inner_advantage == "gae" else [unflatten(policy, theta)[ADVANTAGE_NETWORK]]
+    return policy_gradient_loss(distribution, rollouts, config, *networks), distribution
 
 
-def policy_gradient_loss(distribution: Distribution, rollouts: Rollouts, config: Config) -> Tensor:
-    """`inner_loss` of π_θ at the observations, of tensors (K·H, ...)."""
+def policy_gradient_loss(
+    distribution: Distribution, rollouts: Rollouts, config: Config, *networks: Tensor
+) -> Tensor:
+    """`inner_loss` of π_θ at the observations, of tensors (K·H, ...), and of the network of learned advantages."""
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
     weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
-    return -masked_mean(weights * rollouts.advantages, rollouts.mask)
+    advantages = learned_advantages(*networks, rollouts) if networks else rollouts.advantages
+    return -masked_mean(weights * advantages, rollouts.mask)
 
 
 def adapt(
@@ -83,13 +89,18 @@ def adapt(
         θ', (P,), and π_θ at the support's observations, of tensors (K·H, ...). Both are differentiable in θ.
     """
     gradient, distribution = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config)
-    return inner_update(policy, theta, gradient, config, lr_factor), distribution
+    return inner_update(policy, theta, gradient, support, config, lr_factor), distribution
 
 
 def inner_update(
-    policy: nn.Module, theta: Tensor, gradient: Tensor, config: Config, lr_factor: float = 1.0
+    policy: nn.Module,
+    theta: Tensor,
+    gradient: Tensor,
+    support: Rollouts,
+    config: Config,
+    lr_factor: float = 1.0,
 ) -> Tensor:
-    """θ - α g of one task, (P,), where g is the gradient of its inner loss."""
+    """θ - α g of one task, (P,), where g is the gradient of its inner loss on its rollouts."""
     if config.first_order:
         gradient = gradient.detach()  # ∂θ'/∂θ = I
-    return theta - lr_factor * step_sizes(policy, theta, config) * gradient
+    return theta - lr_factor * step_sizes(policy, theta, support, config) * gradient

@@ -24,6 +24,7 @@ from ..sampling.threads import map_chunks
 from .inner import ESTIMATORS, adapt
 from .objective import through_adaptation
 from .outer import OPTIMISERS
+from .rules import with_scales
 from .step_sizes import prepare
 
 
@@ -84,7 +85,7 @@ class MAML:
                 f"The policy given returns a {type(result).__qualname__}, but must return one of "
                 "maml_rl.policies: Normal, Categorical or MultiCategorical."
             )
-        prepare(policy, self.config)
+        prepare(policy, self.config, input_size, result[0][0].numel())
 
     def _task_size(self, env: VectorFamily) -> int:
         return spaces.flatdim(env.task_space) if self.config.observe_task else 0
@@ -126,6 +127,7 @@ class MAML:
         self, policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts]
     ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
         """See `Method`."""
+        theta = with_scales(policy, theta, batches[:-1], self.config)
         return OPTIMISERS[self.config.outer](policy, theta, optimiser_state, batches, self.config)
 
     def adapted(
@@ -164,7 +166,7 @@ def _check_options(config: Config) -> None:
     _only_with(config, config.outer != "trpo", "outer ppo, adam or reptile", "outer_lr")
     _only_with(config, config.estimator == "dice", "estimator dice", "dice_lambda")
     _only_with(config, not config.first_order, "second derivatives, not with first_order", "estimator")
-    inner = config.changed("estimator", "e_maml", "first_order", "learn_lr")
+    inner = config.changed("estimator", "e_maml", "first_order", "learn_lr", "inner_advantage")
     if config.outer == "reptile":
         if config.num_steps == 0:
             raise UserError(

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
+from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import Categorical, Distribution
 from ..policies.batched import as_made, tanh
 from ..policies.networks import normal
-from ..policies.parameters import LOG_STD, unflatten
+from ..policies.parameters import ADVANTAGE_NETWORK, LOG_STD, unflatten
 from ..sampling.rollouts import Rollouts
 from .inner import inner_update, policy_gradient_loss
 
@@ -69,7 +70,7 @@ def linearise(
     for support in supports:
         thetas, step_jvp, step_vjp = inner_step(policy, thetas, support, config)
         steps.append((step_jvp, step_vjp))
-    layers, log_std = split(policy, thetas)
+    layers, log_std, network = split(policy, thetas)
     at_query = forward(layers, query.observations.flatten(1, 2))
     policies, head_jvp, head_vjp = jacobian_products(distribution, at_query.output, *log_std)
 
@@ -77,14 +78,15 @@ def linearise(
         tangents = tangent.expand(num_tasks, -1)
         for step_jvp, _ in steps:
             tangents = step_jvp(tangents)
-        layers_dot, log_std_dot = split(policy, tangents)
+        layers_dot, log_std_dot, _ = split(policy, tangents)
         output_dot, _ = layers_jvp(at_query, layers_dot)
         outputs_dot: Distribution = head_jvp(output_dot, *log_std_dot)
         return outputs_dot
 
     def vjp(cotangent: Distribution) -> Tensor:
         output_bar, *log_std_bar = head_vjp(cotangent)
-        cotangents = join(policy, layers_vjp(at_query, output_bar)[0], log_std_bar)
+        network_bar = [torch.zeros_like(x) for x in network]  # only inner losses depend on it
+        cotangents = join(policy, layers_vjp(at_query, output_bar)[0], [*log_std_bar, *network_bar])
         for _, step_vjp in reversed(steps):
             cotangents = step_vjp(cotangents)
         return cotangents.sum(0)
@@ -97,19 +99,24 @@ def inner_step(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """An inner step of m tasks, (m, P) to (m, P): the adapted parameters, v ↦ J v and u ↦ Jᵀ u.
 
-    The step is a function of θ and of the loss's gradient g(θ), whose derivative is the symmetric Hessian H.
+    The step is a function of θ and of the loss's gradient g(θ), whose derivative is the symmetric Hessian H. For
+    that, a network of learned advantages is a part of θ like any other, though its own step size is 0.
     """
-    layers, log_std = split(policy, thetas)
+    layers, log_std, network = split(policy, thetas)
     at_support = forward(layers, support.observations.flatten(1, 2))
 
-    def loss(support: Rollouts, *at: Tensor) -> Tensor:
-        return policy_gradient_loss(distribution(*at), support, config)
+    def loss(support: Rollouts, output: Tensor, log_std: list[Tensor], network: list[Tensor]) -> Tensor:
+        return policy_gradient_loss(distribution(output, *log_std), support, config, *network)
 
-    at = [x.clone().requires_grad_() for x in (at_support.output, *log_std)]
-    slopes = torch.autograd.grad(vmap(loss)(support, *at).sum(), at, create_graph=not config.first_order)
-    output_bar, *log_std_bar = [slope.detach() for slope in slopes]
+    output, log_std, network = tree_map(
+        lambda x: x.clone().requires_grad_(), (at_support.output, log_std, network)
+    )
+    at = [output, *log_std, *network]
+    total = vmap(loss)(support, output, log_std, network).sum()
+    slopes = torch.autograd.grad(total, at, create_graph=not config.first_order)
+    output_bar, *others_bar = [slope.detach() for slope in slopes]
     layers_bar, outputs_bar, features_bar = layers_vjp(at_support, output_bar)
-    gradient = join(policy, layers_bar, log_std_bar)
+    gradient = join(policy, layers_bar, others_bar)
     curvature = None
     if not config.first_order:
         curvature = second_order(at_support, outputs_bar, features_bar, num_products=2 * config.cg_iterations)
@@ -117,12 +124,15 @@ def inner_step(
     def hvp(tangents: Tensor) -> Tensor:
         if curvature is None:
             return torch.zeros_like(tangents)
-        layers_dot, log_std_dot = split(policy, tangents)
+        layers_dot, log_std_dot, network_dot = split(policy, tangents)
         output_dot, features_dot = layers_jvp(at_support, layers_dot)
-        first, *rest = torch.autograd.grad(slopes, at, [output_dot, *log_std_dot], retain_graph=True)
+        first, *rest = torch.autograd.grad(slopes, at, [output_dot, *log_std_dot, *network_dot], retain_graph=True)
         return join(policy, layers_vjp_jvp(at_support, curvature, layers_dot, features_dot, first), rest)
 
-    update = vmap(partial(inner_update, policy, config=config))
+    def update(thetas: Tensor, gradient: Tensor) -> Tensor:
+        updated: Tensor = vmap(partial(inner_update, policy, config=config))(thetas, gradient, support)
+        return updated
+
     adapted, update_jvp, update_vjp = jacobian_products(update, thetas, gradient)
 
     def jvp(tangents: Tensor) -> Tensor:
@@ -151,24 +161,27 @@ def distribution(output: Tensor, *log_std: Tensor) -> Distribution:
     return normal(output, *log_std) if log_std else Categorical(output)
 
 
-def split(policy: nn.Module, thetas: Tensor) -> tuple[Layers, list[Tensor]]:
-    """Views of parameters (m, P) as layers, and as log σ (m, A) if the policy has one."""
+def split(policy: nn.Module, thetas: Tensor) -> tuple[Layers, list[Tensor], list[Tensor]]:
+    """Views of parameters (m, P) as layers, and log σ and the network of learned advantages if there are any."""
     parameters = unflatten(policy, thetas)
     layers = [
         (parameter, parameters[name.removesuffix("weight") + "bias"])
         for name, parameter in parameters.items()
         if name.endswith("weight")
     ]
-    return layers, [parameters[LOG_STD]] if LOG_STD in parameters else []
+    log_std, network = ([parameters[name]] if name in parameters else [] for name in (LOG_STD, ADVANTAGE_NETWORK))
+    return layers, log_std, network
 
 
-def join(policy: nn.Module, layers: Layers, log_std: list[Tensor]) -> Tensor:
-    """The inverse of `split`, (m, P). Parameters that are neither get 0."""
-    flat = iter([x.flatten(1) for pair in layers for x in pair])
+def join(policy: nn.Module, layers: Layers, others: list[Tensor]) -> Tensor:
+    """The inverse of `split`, (m, P). Parameters that are none of these get 0."""
+    flat, rest = iter([x.flatten(1) for pair in layers for x in pair]), iter(others)
+    names = [name for name, _ in policy.named_parameters()]
+    of_others = {name: next(rest) for name in (LOG_STD, ADVANTAGE_NETWORK) if name in names}
     parts = []
     for name, parameter in policy.named_parameters():
-        if name == LOG_STD:
-            parts.append(log_std[0])
+        if name in of_others:
+            parts.append(of_others[name])
         elif name.endswith(("weight", "bias")):
             parts.append(next(flat))
         else:

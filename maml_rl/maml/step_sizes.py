@@ -5,11 +5,19 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import UserError
-from ..policies.parameters import LOG_LR_FACTORS, unflatten
+from ..policies.parameters import ADVANTAGE_NETWORK, INNER_RULES, LOG_LR_FACTORS, unflatten
+from ..sampling.rollouts import Rollouts
+from .rules import NUM_STATISTICS, evaluate_network, initial_network, num_features, statistics
 
 
-def prepare(policy: nn.Module, config: Config) -> None:
-    """Makes the factors on α parameters of the policy, if they are learned. Only the outer step changes them.
+def prepare(policy: nn.Module, config: Config, observation_size: int, action_size: int) -> None:
+    """Makes what the inner step learns parameters of the policy. Only the outer step changes them.
+
+    Args:
+        policy: The policy module.
+        config: The inner step's options are used.
+        observation_size: O.
+        action_size: A, or the number of logits.
 
     Raises:
         UserError: If the policy does not have the parameters that options name.
@@ -26,41 +34,62 @@ def prepare(policy: nn.Module, config: Config) -> None:
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
                 "choose one of them, or for 'context' a context_size of 1 or more."
             )
+    num_layers = int(_layers(policy).max()) + 1
+    initial = {
+        "one": lambda: torch.zeros(1),
+        "layer": lambda: torch.zeros(num_layers),
+        "parameter": lambda: torch.zeros(len(_layers(policy))),
+        "task": lambda: initial_network(NUM_STATISTICS, num_layers),
+    }
     if config.learn_lr != "no":
-        layers = _layers(policy)
-        counts = {"one": 1, "layer": int(layers.max()) + 1, "parameter": len(layers)}
-        policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(torch.zeros(counts[config.learn_lr])))
+        policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(initial[config.learn_lr]()))
+    if config.inner_advantage == "learned":
+        network = initial_network(num_features(observation_size, action_size), 2)
+        policy.register_parameter(ADVANTAGE_NETWORK, nn.Parameter(network))
 
 
 def _layers(policy: nn.Module) -> Tensor:
-    """The number of the layer that each parameter belongs to, (P,), without the factors on α."""
-    named = {name: p for name, p in policy.named_parameters() if name != LOG_LR_FACTORS}
+    """The number of the layer that each parameter belongs to, (P,), without those of inner rules."""
+    named = {name: p for name, p in policy.named_parameters() if name not in INNER_RULES}
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in named))
     return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
 
 
-def step_sizes(policy: nn.Module, theta: Tensor, config: Config) -> Tensor | float:
-    """α of every entry of θ, (P,), or one number for all. It is 0 where inner steps change nothing."""
-    if config.learn_lr == "no" and config.adapt_only is None and config.log_std_lr is None:
+def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> Tensor | float:
+    """α of every entry of θ for one task, (P,), or one number for all. It is 0 where inner steps change nothing.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        support: The task's rollouts, (K, H, ...), which α may depend on.
+        config: The inner step's options are used.
+    """
+    if not config.changed("learn_lr", "adapt_only", "log_std_lr", "inner_advantage"):
         return config.inner_lr
     parameters = unflatten(policy, theta)
-    log_factors = parameters.pop(LOG_LR_FACTORS, None)
+    rules = {name: parameters.pop(name) for name in INNER_RULES if name in parameters}
     alphas: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         part, _, last = name.partition(".")[0], *name.rpartition(".")[1:]
         own = config.inner_lr if config.log_std_lr is None or last != "log_std" else config.log_std_lr
         adapted = config.adapt_only in (None, part)
         alphas[name] = theta.new_full((parameter.numel(),), own if adapted else 0.0)
-    if log_factors is not None:
-        factors = log_factors.exp()
-        if config.learn_lr == "layer":
-            factors = factors[_layers(policy).to(theta.device)]
-        elif config.learn_lr == "one":
-            factors = factors.expand(sum(map(len, alphas.values())))
+    if config.learn_lr != "no":
+        factors = _factors(policy, rules[LOG_LR_FACTORS], support, config)
         sizes = [len(alpha) for alpha in alphas.values()]
         alphas = {
             name: alpha * factor
             for (name, alpha), factor in zip(alphas.items(), factors.split(sizes), strict=True)
         }
-        alphas[LOG_LR_FACTORS] = torch.zeros_like(log_factors)
+    alphas |= {name: torch.zeros_like(rule) for name, rule in rules.items()}
     return torch.cat([alphas[name] for name, _ in policy.named_parameters()])
+
+
+def _factors(policy: nn.Module, learned: Tensor, support: Rollouts, config: Config) -> Tensor:
+    """The learned factors on α of a task, for each parameter that is not an inner rule."""
+    layers = _layers(policy).to(learned.device)
+    if config.learn_lr == "task":
+        return evaluate_network(learned, statistics(support)).exp()[layers]
+    if config.learn_lr == "layer":
+        return learned.exp()[layers]
+    return learned.exp().expand(len(layers))

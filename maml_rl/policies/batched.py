@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from .distributions import Distribution
 from .networks import MLP, CategoricalHead, GaussianHead, Linear
-from .parameters import LOG_LR_FACTORS, LOG_STD, unflatten
+from .parameters import INNER_RULES, LOG_STD, unflatten
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def as_made(policy: nn.Module) -> bool:
     linear = {
         name for name, module in policy.named_modules() if type(module) is Linear and module.bias is not None
     }
-    others = {"context", LOG_STD, LOG_LR_FACTORS}
+    others = {"context", LOG_STD, *INNER_RULES}
     return (
         type(body) is nn.Sequential
         and layers == [Linear, nn.Tanh] * (len(layers) // 2)

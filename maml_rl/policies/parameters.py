@@ -8,8 +8,12 @@ from torch.func import functional_call
 
 from .distributions import Distribution
 
-# The name of the parameters whose exponentials multiply α, where α is learned. Forward passes do not use them.
+# The name of what learned factors on α come from: their logarithms, or a network.
 LOG_LR_FACTORS = "log_lr_factors"
+# The name of the network that learned advantages come from.
+ADVANTAGE_NETWORK = "advantage_network"
+# Parameters of the inner step. Only outer steps change them, and forward passes do not use them.
+INNER_RULES = (LOG_LR_FACTORS, ADVANTAGE_NETWORK)
 # The name of log σ in a policy with a ready-made head.
 LOG_STD = "head.log_std"
 

@@ -21,7 +21,7 @@ from .files import write_json
 
 # Options that earlier versions did not have, by the first version that has them. Their defaults must do what
 # earlier versions did. (`device` and `normalise_advantages` were added during 0.1.)
-_ADDED = {"0.2": {"method", "threads", "device", "normalise_advantages"}}
+_ADDED = {"0.2": {"method", "threads", "device", "normalise_advantages", "inner_advantage"}}
 _NOT_SAVED = {"run_dir", "resume"}
 
 

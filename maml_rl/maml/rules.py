@@ -1,0 +1,102 @@
+"""Inner rules that are learned: how far a step goes in a task, and which advantages it follows.
+
+Each rule is a small network, kept in one flat parameter of the policy. Only outer steps change it. Its last layer
+is 0 at first, so that training starts with the plain rule. Its inputs are shifted and scaled by what the first
+batch of tasks shows, because their units depend on the family. These scales are a part of the parameter too.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn.functional import pad
+
+from ..config import Config
+from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS, unflatten
+from ..sampling.rollouts import Rollouts, masked_mean
+
+_UNITS = 32  # of the hidden layer
+NUM_STATISTICS = 2
+
+
+def initial_network(num_inputs: int, num_outputs: int) -> Tensor:
+    """A network whose output is 0, in one tensor: shifts and factors of the inputs, then weights and biases."""
+    first = torch.randn(num_inputs * _UNITS, generator=torch.Generator().manual_seed(0)) / num_inputs**0.5
+    return torch.cat([torch.zeros(2 * num_inputs), first, torch.zeros(_UNITS + (_UNITS + 1) * num_outputs)])
+
+
+def evaluate_network(network: Tensor, inputs: Tensor) -> Tensor:
+    """The outputs for inputs (..., n)."""
+    n = inputs.shape[-1]
+    shift, factor, first, bias, last = network.split(
+        [n, n, n * _UNITS, _UNITS, len(network) - n * (2 + _UNITS) - _UNITS]
+    )
+    hidden = torch.tanh((inputs - shift.detach()) * factor.detach() @ first.view(n, _UNITS) + bias)
+    weight, offset = last.view(_UNITS + 1, -1).split([_UNITS, 1])
+    return hidden @ weight + offset.squeeze(0)
+
+
+def statistics(support: Rollouts) -> Tensor:
+    """What `learn_lr task` knows of a task: the mean and the standard deviation of its rewards, (2,)."""
+    mean = masked_mean(support.rewards, support.mask)
+    return torch.stack([mean, masked_mean((support.rewards - mean).square(), support.mask).sqrt()])
+
+
+def num_features(observation_size: int, action_size: int) -> int:
+    """The number of `step_features`."""
+    return 2 * observation_size + action_size + 2
+
+
+def step_features(support: Rollouts) -> Tensor:
+    """What `inner_advantage learned` knows of a step: o_t, o_{t+1} - o_t, a_t, r_t and Â_t, (K, H, 2 O + A + 2).
+
+    The difference is 0 for the last step of an episode.
+    """
+    observations, actions = support.observations, support.actions
+    follows = pad(support.mask[:, 1:], (0, 1)).unsqueeze(-1)
+    change = torch.where(follows, pad(observations[:, 1:], (0, 0, 0, 1)) - observations, 0.0)
+    if not actions.is_floating_point():
+        values = torch.arange(support.behaviour[0].shape[-1], device=actions.device)
+        actions = (actions.unsqueeze(-1) == values).flatten(2).to(observations.dtype)  # one-hot
+    scalars = torch.stack([support.rewards, support.advantages], dim=-1)
+    return torch.cat([observations, change, actions, scalars], dim=-1)
+
+
+def learned_advantages(network: Tensor, support: Rollouts) -> Tensor:
+    """Â_t (1 + u) + v σ, (K, H), where u and v are between -1 and 1, and σ is the scale of Â_t.
+
+    After NoRML (Yang et al., arXiv:1903.01063), which learns an advantage without rewards.
+    """
+    features = step_features(support)
+    u, v = torch.tanh(evaluate_network(network, features)).unbind(-1)
+    factor = network[2 * features.shape[-1] - 1].detach()
+    scale = torch.where(factor > 0, 1 / factor, 0.0)
+    return support.advantages * (1 + u) + scale * v
+
+
+def with_scales(policy: nn.Module, theta: Tensor, supports: Sequence[Rollouts], config: Config) -> Tensor:
+    """Sets the scales of the networks' inputs to those of these rollouts, unless they are set.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        supports: For each of S inner steps, the tasks' rollouts (M, K, H, ...) with advantages.
+        config: Says which networks there are.
+
+    Returns:
+        θ, (P,).
+    """
+    inputs = {LOG_LR_FACTORS: statistics} if config.learn_lr == "task" else {}
+    if config.inner_advantage == "learned":
+        inputs[ADVANTAGE_NETWORK] = step_features
+    theta = theta.clone()
+    for name, of in inputs.items():
+        found = torch.cat([vmap(of)(support).flatten(0, -2) for support in supports])
+        if name == ADVANTAGE_NETWORK:
+            found = found[torch.cat([support.mask.flatten() for support in supports])]
+        shift, factor = unflatten(policy, theta)[name][: 2 * found.shape[-1]].view(2, -1)  # views of θ
+        if not factor.any():
+            shift.copy_(found.mean(0))
+            factor.copy_(1 / (found.std(0, correction=0) + 1e-8))
+    return theta
