@@ -81,8 +81,9 @@ def _is_family(spec: EnvSpec) -> bool:
     return isinstance(creator, type) and getattr(creator, "task_space", None) is not None
 
 
-for _name in ("Navigation2D", "PixelNavigation2D"):
+for _name in ("Navigation2D", "PixelNavigation2D", "CornerNavigation2D"):
     _register(_name, "navigation", horizon=100)
+_register("SparseNavigation2D", "navigation", horizon=20)
 _register("BernoulliBandit", "bandit", horizon=10, num_arms=5)
 _register("TabularMDP", "tabular", horizon=10, num_states=10, num_actions=5)
 for _name in ("HalfCheetahVel", "HalfCheetahDir", "AntVel", "AntDir", "AntGoal"):

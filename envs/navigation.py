@@ -11,6 +11,9 @@ from .native import TaskEnv, TaskVectorEnv
 
 STEP = 0.1  # distance that an action of 1 moves the point in one step
 REACHED = 0.01  # the goal is reached when both coordinates are closer to it than this
+NEAR = 0.2  # with sparse rewards, the goal is felt within this distance
+START = 0.2  # with goals in the corners, the largest coordinate of a first state
+SILENT = 0.5  # with goals in the corners, there is no reward within this distance (in the 1-norm) of the middle
 SIZE = 16  # width and height of the observed pictures, in pixels
 
 
@@ -31,6 +34,11 @@ class Navigation2DVectorEnv(TaskVectorEnv):
     task_space = spaces.Box(-0.5, 0.5, (2,), np.float64)
     single_observation_space: spaces.Box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    extent = 0.75  # of the plane in pictures of rollouts
+
+    def goals(self, task: Array) -> Array:
+        """Returns the goals of tasks (n, D), (n, 2)."""
+        return task
 
     def initial_state(self, task: Array, noise: Floats) -> Array:
         """Returns the origin, (n, 2)."""
@@ -56,10 +64,15 @@ class Navigation2DVectorEnv(TaskVectorEnv):
         return state.astype(np.float32)
 
     def frame(self, state: Array, task: Array) -> Array:
-        """Draws the square [-1, 1]^2 with the goal in red and the point in blue, (200, 200, 3) uint8."""
+        """Draws the goal in red and the point in blue, (200, 200, 3) uint8.
+
+        The picture shows the square [-1, 1]^2, or more of the plane if goals are further away.
+        """
         image = Image.new("RGB", (200, 200), "white")
         draw = ImageDraw.Draw(image)
-        for (x, y), radius, colour in ((task, 6, "crimson"), (np.clip(state, -1, 1), 4, "royalblue")):
+        goal = self.goals(np.atleast_2d(task))[0]
+        for place, radius, colour in ((goal, 6, "crimson"), (state, 4, "royalblue")):
+            x, y = np.clip(place / max(1.0, self.extent), -1, 1)
             draw.circle((100 + 100 * x, 100 - 100 * y), radius, fill=colour)
         return np.array(image)
 
@@ -68,21 +81,102 @@ class Navigation2DVectorEnv(TaskVectorEnv):
 
         Args:
             axes: Matplotlib axes.
-            task: The goal, (2,).
+            task: The task, (D,).
             observations: The policy's inputs, (K, H, 2 or more). Only the first two, the position, are drawn.
             mask: Whether each step was taken, (K, H) bool.
         """
         for path, taken in zip(observations, mask, strict=True):
             axes.plot(*path[taken, :2].T, color="royalblue", alpha=0.35, linewidth=0.8)
         axes.plot(0, 0, "o", color="black", markersize=3)
-        axes.plot(*task, "*", color="crimson", markersize=11)
-        axes.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), aspect="equal", xticks=[], yticks=[])
+        axes.plot(*self.goals(np.atleast_2d(task))[0], "*", color="crimson", markersize=11)
+        limits = (-self.extent, self.extent)
+        axes.set(xlim=limits, ylim=limits, aspect="equal", xticks=[], yticks=[])
 
 
 class Navigation2DEnv(TaskEnv):
     """One point in the plane; see `Navigation2DVectorEnv`."""
 
     vector_class = Navigation2DVectorEnv
+
+
+class SparseNavigation2DVectorEnv(Navigation2DVectorEnv):
+    """Points move in the plane and feel their goal only when they are near it; D = 1, O = A = 2.
+
+    Source: the sparse 2D navigation of Rakelly et al., "Efficient Off-Policy Meta-Reinforcement Learning via
+    Probabilistic Context Variables", arXiv:1903.08254, section 6.3.
+
+    * Task: an angle ~ U[0, π]. The goal is on the unit circle at this angle.
+    * First state, observation and transition: as in `Navigation2DVectorEnv`.
+    * Reward: 1 - |x' - g| within 0.2 of the goal, and 0 elsewhere.
+    * Terminated: never. H = 20, twice as many steps as the way takes.
+    """
+
+    task_space = spaces.Box(0.0, np.pi, (1,), np.float64)
+    extent = 1.3
+
+    def goals(self, task: Array) -> Array:
+        """Returns the points of the unit circle, (n, 2)."""
+        return np.concatenate([np.cos(task), np.sin(task)], axis=1)
+
+    def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
+        """Returns 1 minus the distance where that is at most 0.2, and 0 elsewhere, (n,)."""
+        distance = np.linalg.norm(next_state - self.goals(task), axis=1)
+        return np.where(distance <= NEAR, 1.0 - distance, 0.0)
+
+    def terminated(self, state: Array, task: Array) -> Bools:
+        """Returns False, (n,)."""
+        return np.zeros(len(state), dtype=bool)
+
+
+class SparseNavigation2DEnv(TaskEnv):
+    """One point in the plane with sparse rewards; see `SparseNavigation2DVectorEnv`."""
+
+    vector_class = SparseNavigation2DVectorEnv
+
+
+class CornerNavigation2DVectorEnv(Navigation2DVectorEnv):
+    """Points move in the plane, and each has to find out which of four corners is its goal; D = O = A = 2.
+
+    Source: Rothfuss et al., "ProMP: Proximal Meta-Policy Search", arXiv:1810.06784, section 6.2, with the
+    constants of the published program. There, actions in [-0.2, 0.2] move the point by a.
+
+    * Task: a corner of [-2, 2]^2. There are four tasks, and training sees all of them.
+    * First state: x ~ U[-0.2, 0.2]^2. Observation: x.
+    * Transition: x + 0.2 a with a clipped to [-1, 1].
+    * Reward: |x - g| - |x' - g|, the way made towards the goal, where g is the nearest of the corners and x' is at
+      least 0.5 from the middle in the 1-norm. 0 elsewhere: near the start and near other corners nothing is felt.
+    * Terminated: never. H = 100.
+    """
+
+    task_space = spaces.Box(-2.0, 2.0, (2,), np.float64)
+    all_tasks = 2.0 * np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
+    initial_noise = 2
+    extent = 2.5
+
+    def initial_state(self, task: Array, noise: Floats) -> Array:
+        """Returns points around the middle, (n, 2)."""
+        return START * (2 * noise - 1)
+
+    def transition(self, state: Array, action: Array, task: Array, noise: Floats) -> Array:
+        """Moves the points by at most 0.2 along each axis, (n, 2)."""
+        return state + 2 * STEP * np.clip(action, -1.0, 1.0)
+
+    def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
+        """Returns the way made towards the goal where it is felt, (n,)."""
+        distance = np.linalg.norm(next_state - task, axis=1)
+        to_corners = np.linalg.norm(next_state[:, None] - self.all_tasks, axis=2)
+        felt = (distance == to_corners.min(axis=1)) & (np.abs(next_state).sum(axis=1) >= SILENT)
+        return np.where(felt, np.linalg.norm(state - task, axis=1) - distance, 0.0)
+
+    def terminated(self, state: Array, task: Array) -> Bools:
+        """Returns False, (n,)."""
+        return np.zeros(len(state), dtype=bool)
+
+
+class CornerNavigation2DEnv(TaskEnv):
+    """One point that has to find its corner; see `CornerNavigation2DVectorEnv`."""
+
+    vector_class = CornerNavigation2DVectorEnv
 
 
 class PixelNavigation2DVectorEnv(Navigation2DVectorEnv):

@@ -204,6 +204,40 @@ def test_navigation_definition():
     np.testing.assert_array_equal(terminated, [False, True])
 
 
+def test_sparse_navigation_definition():
+    env = gymnasium.make_vec("maml_rl/SparseNavigation2D-v0", num_envs=3)
+    env.reset(seed=0, options={"task": [[0.0], [0.0], [np.pi / 2]]})  # at (1, 0), (1, 0) and (0, 1)
+    rewards = []
+    for _ in range(9):
+        _, reward, terminated, _, _ = env.step(np.array([[0.95, 0.0], [0.0, 0.95], [0.0, 0.95]]))
+        rewards.append(reward)
+    np.testing.assert_array_equal(rewards[:8], 0.0)  # 0.76 from the start, and 0.24 from the goal
+    np.testing.assert_allclose(rewards[8], [0.855, 0.0, 0.855])
+    assert not terminated.any()
+    angles = env.sample_tasks(1000, np.random.default_rng(0))
+    assert angles.min() < 0.1
+    assert angles.max() > np.pi - 0.1
+
+
+def test_corner_navigation_definition():
+    env = gymnasium.make_vec("maml_rl/CornerNavigation2D-v0", num_envs=2)
+    start, _ = env.reset(seed=0, options={"task": [[2.0, 2.0], [-2.0, 2.0]]})
+    assert np.abs(start).max() <= 0.2
+    state, rewards = start.astype(float), []
+    for _ in range(4):
+        observation, reward, terminated, _, _ = env.step(np.ones((2, 2)))
+        before, state = state, state + 0.2
+        np.testing.assert_allclose(observation, state, rtol=1e-5)
+        felt = np.abs(state).sum(1) >= 0.5
+        way = np.linalg.norm(before - 2, axis=1) - np.linalg.norm(state - 2, axis=1)
+        np.testing.assert_allclose(
+            reward, np.where(felt, way, 0) * [1, 0], atol=1e-6
+        )  # the other goal is not near
+        rewards.append(reward[0])
+    assert rewards[-1] > 0.28
+    assert not terminated.any()
+
+
 def test_bandit_pays_with_the_arms_probability():
     env = gymnasium.make_vec("maml_rl/BernoulliBandit-v0", num_envs=2000, num_arms=2, max_episode_steps=5)
     env.reset(seed=0, options={"task": np.tile([0.2, 0.9], (2000, 1))})

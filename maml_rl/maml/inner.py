@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import grad, vmap
 
 from ..config import Config
 from ..policies import Distribution, act, unflatten
-from ..policies.parameters import ADVANTAGE_NETWORK
+from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
 from ..sampling.advantages import discounted_sums
 from ..sampling.rollouts import Rollouts, masked_mean
-from .rules import learned_advantages
-from .step_sizes import step_sizes
+from .rules import learned_advantages, set_scales, statistics, step_features
+from .step_sizes import step_sizes, without_rules
 
 
 def vpg(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
@@ -59,17 +59,17 @@ def inner_loss(
     """
     # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
     distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
-    networks = [] if config.inner_advantage == "gae" else [unflatten(policy, theta)[ADVANTAGE_NETWORK]]
-    return policy_gradient_loss(distribution, rollouts, config, *networks), distribution
+    network = unflatten(policy, theta)[ADVANTAGE_NETWORK] if config.inner_advantage == "learned" else None
+    return policy_gradient_loss(distribution, rollouts, config, network), distribution
 
 
 def policy_gradient_loss(
-    distribution: Distribution, rollouts: Rollouts, config: Config, *networks: Tensor
+    distribution: Distribution, rollouts: Rollouts, config: Config, network: Tensor | None = None
 ) -> Tensor:
     """`inner_loss` of π_θ at the observations, of tensors (K·H, ...), and of the network of learned advantages."""
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
     weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
-    advantages = learned_advantages(*networks, rollouts) if networks else rollouts.advantages
+    advantages = rollouts.advantages if network is None else learned_advantages(network, rollouts)
     return -masked_mean(weights * advantages, rollouts.mask)
 
 
@@ -88,8 +88,13 @@ def adapt(
     Returns:
         θ', (P,), and π_θ at the support's observations, of tensors (K·H, ...). Both are differentiable in θ.
     """
-    gradient, distribution = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config)
+    gradient, distribution = _gradient(policy, theta, support, config)
     return inner_update(policy, theta, gradient, support, config, lr_factor), distribution
+
+
+def _gradient(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> tuple[Tensor, Distribution]:
+    result: tuple[Tensor, Distribution] = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config)
+    return result
 
 
 def inner_update(
@@ -103,4 +108,34 @@ def inner_update(
     """θ - α g of one task, (P,), where g is the gradient of its inner loss on its rollouts."""
     if config.first_order:
         gradient = gradient.detach()  # ∂θ'/∂θ = I
-    return theta - lr_factor * step_sizes(policy, theta, support, config) * gradient
+    return theta - lr_factor * step_sizes(policy, theta, gradient, support, config) * gradient
+
+
+def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> Tensor:
+    """θ with the scales of the inputs of learned inner rules, which are those of the first batch of tasks.
+
+    Until then, the networks see zeros. As their outputs are 0 too, this changes no policy.
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,).
+        support: The rollouts before the first inner step, (M, K, H, ...), with advantages.
+        config: The inner step's options are used.
+
+    Returns:
+        θ, (P,). It is not changed if the scales are set.
+    """
+    theta = theta.clone()
+    networks = unflatten(policy, theta)  # views
+    if config.inner_advantage == "learned":
+        of_steps = vmap(step_features)(support)[support.mask]
+        set_scales(networks[ADVANTAGE_NETWORK], of_steps)
+    if config.learn_lr == "task":
+
+        def one(support: Rollouts) -> Tensor:
+            gradient, _ = _gradient(policy, theta, support, config)
+            return statistics(support, without_rules(policy, gradient))
+
+        of_tasks = vmap(one, chunk_size=config.chunk_tasks)(support).detach()
+        set_scales(networks[LOG_LR_FACTORS], of_tasks)
+    return theta

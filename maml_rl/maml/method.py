@@ -21,10 +21,9 @@ from ..sampling.collect import collect_phase
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array, task_inputs
 from ..sampling.threads import map_chunks
-from .inner import ESTIMATORS, adapt
+from .inner import ESTIMATORS, adapt, with_scales
 from .objective import through_adaptation
 from .outer import OPTIMISERS
-from .rules import with_scales
 from .step_sizes import prepare
 
 
@@ -127,7 +126,8 @@ class MAML:
         self, policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts]
     ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
         """See `Method`."""
-        theta = with_scales(policy, theta, batches[:-1], self.config)
+        if self.num_adaptations:
+            theta = with_scales(policy, theta, batches[0], self.config)
         return OPTIMISERS[self.config.outer](policy, theta, optimiser_state, batches, self.config)
 
     def adapted(

@@ -5,19 +5,14 @@ is 0 at first, so that training starts with the plain rule. Its inputs are shift
 batch of tasks shows, because their units depend on the family. These scales are a part of the parameter too.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
-from torch.func import vmap
+from torch import Tensor
 from torch.nn.functional import pad
 
-from ..config import Config
-from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS, unflatten
 from ..sampling.rollouts import Rollouts, masked_mean
 
 _UNITS = 32  # of the hidden layer
-NUM_STATISTICS = 2
+NUM_STATISTICS = 3
 
 
 def initial_network(num_inputs: int, num_outputs: int) -> Tensor:
@@ -34,13 +29,24 @@ def evaluate_network(network: Tensor, inputs: Tensor) -> Tensor:
     )
     hidden = torch.tanh((inputs - shift.detach()) * factor.detach() @ first.view(n, _UNITS) + bias)
     weight, offset = last.view(_UNITS + 1, -1).split([_UNITS, 1])
-    return hidden @ weight + offset.squeeze(0)
+    outputs: Tensor = hidden @ weight + offset.squeeze(0)
+    return outputs
 
 
-def statistics(support: Rollouts) -> Tensor:
-    """What `learn_lr task` knows of a task: the mean and the standard deviation of its rewards, (2,)."""
+def statistics(support: Rollouts, gradient: Tensor) -> Tensor:
+    """What `learn_lr task` knows of a task, (3,).
+
+    These are the mean and the standard deviation of its rewards, which returns to go and advantages have lost, and
+    the logarithm of the norm of the inner loss's gradient.
+
+    Args:
+        support: The task's rollouts, (K, H, ...).
+        gradient: The gradient in the parameters that are not inner rules.
+    """
     mean = masked_mean(support.rewards, support.mask)
-    return torch.stack([mean, masked_mean((support.rewards - mean).square(), support.mask).sqrt()])
+    std = masked_mean((support.rewards - mean).square(), support.mask).sqrt()
+    norm = 0.5 * torch.log(gradient.square().sum() + 1e-12)  # finite for a gradient of 0
+    return torch.stack([mean, std, norm])
 
 
 def num_features(observation_size: int, action_size: int) -> int:
@@ -75,28 +81,10 @@ def learned_advantages(network: Tensor, support: Rollouts) -> Tensor:
     return support.advantages * (1 + u) + scale * v
 
 
-def with_scales(policy: nn.Module, theta: Tensor, supports: Sequence[Rollouts], config: Config) -> Tensor:
-    """Sets the scales of the networks' inputs to those of these rollouts, unless they are set.
-
-    Args:
-        policy: The policy module.
-        theta: θ, (P,).
-        supports: For each of S inner steps, the tasks' rollouts (M, K, H, ...) with advantages.
-        config: Says which networks there are.
-
-    Returns:
-        θ, (P,).
-    """
-    inputs = {LOG_LR_FACTORS: statistics} if config.learn_lr == "task" else {}
-    if config.inner_advantage == "learned":
-        inputs[ADVANTAGE_NETWORK] = step_features
-    theta = theta.clone()
-    for name, of in inputs.items():
-        found = torch.cat([vmap(of)(support).flatten(0, -2) for support in supports])
-        if name == ADVANTAGE_NETWORK:
-            found = found[torch.cat([support.mask.flatten() for support in supports])]
-        shift, factor = unflatten(policy, theta)[name][: 2 * found.shape[-1]].view(2, -1)  # views of θ
-        if not factor.any():
-            shift.copy_(found.mean(0))
-            factor.copy_(1 / (found.std(0, correction=0) + 1e-8))
-    return theta
+def set_scales(network: Tensor, inputs: Tensor) -> None:
+    """Sets the scales of a network, in place, to those of inputs (..., n), unless they are set."""
+    inputs = inputs.flatten(0, -2)
+    shift, factor = network[: 2 * inputs.shape[-1]].view(2, -1)
+    if not factor.any():
+        shift.copy_(inputs.mean(0))
+        factor.copy_(1 / (inputs.std(0, correction=0) + 1e-8))

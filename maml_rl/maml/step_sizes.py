@@ -55,13 +55,16 @@ def _layers(policy: nn.Module) -> Tensor:
     return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
 
 
-def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> Tensor | float:
+def step_sizes(
+    policy: nn.Module, theta: Tensor, gradient: Tensor, support: Rollouts, config: Config
+) -> Tensor | float:
     """α of every entry of θ for one task, (P,), or one number for all. It is 0 where inner steps change nothing.
 
     Args:
         policy: The policy module.
         theta: θ, (P,).
-        support: The task's rollouts, (K, H, ...), which α may depend on.
+        gradient: The gradient of the task's inner loss, (P,), which α may depend on, as on the next.
+        support: The task's rollouts, (K, H, ...).
         config: The inner step's options are used.
     """
     if not config.changed("learn_lr", "adapt_only", "log_std_lr", "inner_advantage"):
@@ -75,7 +78,7 @@ def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Conf
         adapted = config.adapt_only in (None, part)
         alphas[name] = theta.new_full((parameter.numel(),), own if adapted else 0.0)
     if config.learn_lr != "no":
-        factors = _factors(policy, rules[LOG_LR_FACTORS], support, config)
+        factors = _factors(policy, rules[LOG_LR_FACTORS], gradient, support, config)
         sizes = [len(alpha) for alpha in alphas.values()]
         alphas = {
             name: alpha * factor
@@ -85,11 +88,16 @@ def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Conf
     return torch.cat([alphas[name] for name, _ in policy.named_parameters()])
 
 
-def _factors(policy: nn.Module, learned: Tensor, support: Rollouts, config: Config) -> Tensor:
+def _factors(policy: nn.Module, learned: Tensor, gradient: Tensor, support: Rollouts, config: Config) -> Tensor:
     """The learned factors on α of a task, for each parameter that is not an inner rule."""
     layers = _layers(policy).to(learned.device)
     if config.learn_lr == "task":
-        return evaluate_network(learned, statistics(support)).exp()[layers]
+        return evaluate_network(learned, statistics(support, without_rules(policy, gradient))).exp()[layers]
     if config.learn_lr == "layer":
         return learned.exp()[layers]
     return learned.exp().expand(len(layers))
+
+
+def without_rules(policy: nn.Module, x: Tensor) -> Tensor:
+    """Leaves the entries of inner rules out of a tensor like θ, (P,)."""
+    return torch.cat([part.flatten() for name, part in unflatten(policy, x).items() if name not in INNER_RULES])
