@@ -14,6 +14,7 @@ CONFIG = Config(
     iterations=300,
     initial_std=0.5,
     inner_lr=0.05,
+    learn_lr="task",
     max_kl=0.1,
 )
 
