@@ -14,7 +14,6 @@ CONFIG = Config(
     iterations=300,
     initial_std=0.5,
     inner_lr=0.05,
-    learn_lr="task",
     max_kl=0.1,
 )
 

@@ -14,7 +14,6 @@ CONFIG = Config(
     iterations=200,
     initial_std=0.5,
     inner_lr=0.01,
-    learn_lr="task",
     normalise_advantages=False,
     max_kl=0.1,
 )

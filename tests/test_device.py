@@ -32,13 +32,15 @@ def on_device(x):
     return tree_map(lambda x: x.to("meta"), x)
 
 
-@pytest.mark.parametrize("learn_lr", ["no", "one", "layer", "parameter"])
+@pytest.mark.parametrize("learn_lr", ["no", "one", "layer", "parameter", "task"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("context_size", [0, 2], ids=["written out", "differentiated"])
 def test_nothing_of_the_learner_is_made_on_the_cpu(kind, context_size, estimator, learn_lr):
     policy, _ = make_policy(kind, context_size=context_size)
     log_std_lr = 0.1 if kind == "normal" else None
-    config = Config(learn_lr=learn_lr, log_std_lr=log_std_lr, estimator=estimator, e_maml=1.0, chunk_tasks=2)
+    advantage = "learned" if learn_lr == "task" else "gae"
+    config = Config(learn_lr=learn_lr, inner_advantage=advantage, log_std_lr=log_std_lr, estimator=estimator,
+                    e_maml=1.0, chunk_tasks=2)  # fmt: skip
     prepare(policy, config, O, A)
     theta, rollouts = on_device((flatten(policy).double(), random_rollouts(kind)))
     policy.to("meta")

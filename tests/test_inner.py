@@ -167,7 +167,7 @@ def test_factors_of_layers_are_each_layer_s_own():
 
 
 @pytest.mark.parametrize(("part", "context_size"), [("head", 0), ("context", 3)])
-@pytest.mark.parametrize("learn_lr", ["no", "one", "layer", "parameter"])
+@pytest.mark.parametrize("learn_lr", ["no", "one", "layer", "parameter", "task"])
 def test_only_the_part_named_is_adapted(part, context_size, learn_lr):
     config = Config(inner_lr=0.3, adapt_only=part, context_size=context_size, learn_lr=learn_lr)
     policy, theta, places = with_factors(config, context_size=context_size)

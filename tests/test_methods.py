@@ -23,6 +23,8 @@ METHODS = {
     "e-maml": {"estimator": "dice", "dice_lambda": 0.5, "e_maml": 0.1},
     "fomaml": {"first_order": True, "outer": "adam"},
     "meta-sgd": {"learn_lr": "parameter", "num_steps": 2},
+    "learned step": {"learn_lr": "task"},
+    "learned advantage": {"inner_advantage": "learned", "learn_lr": "task", "outer": "ppo", "num_steps": 2},
     "reptile": {"outer": "reptile", "outer_lr": 0.5, "num_steps": 2},
     "anil": {"adapt_only": "head", "log_std_lr": 0.5},
     "cavia": {"adapt_only": "context", "context_size": 3},
