@@ -20,7 +20,6 @@ from maml_rl.policies.parameters import ADVANTAGE_NETWORK, INNER_RULES, LOG_LR_F
 RULES = [
     {"learn_lr": "task"},
     {"inner_advantage": "learned"},
-    {"inner_advantage": "learned", "learn_lr": "task"},
 ]
 
 
