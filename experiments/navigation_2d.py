@@ -10,7 +10,6 @@ CONFIG = Config(
     run_dir=Path("runs/navigation_2d"),
     iterations=60,
     inner_lr=0.5,
-    learn_lr="task",
 )
 
 if __name__ == "__main__":

@@ -32,13 +32,11 @@ BASES = {
 }
 PRETRAIN = {"num_steps": 0}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
-LEARNED_STEP = {"learn_lr": "task"}
-# Each method's options that differ from its family's, but for learned step sizes: without them, unless they are
-# named. A random initialisation is evaluated with each run.
+# Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
 METHODS: dict[str, dict[str, dict[str, object]]] = {
     "navigation_2d": {
         "maml": {},
-        "learned_step": LEARNED_STEP,
+        "learned_step": {"learn_lr": "task"},
         "maml_lvc": {"estimator": "lvc"},
         "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
         "e_maml": {"e_maml": 1 / 20},  # 1/K
@@ -66,7 +64,6 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
     **{
         family: {
             "maml": {},
-            **({"learned_step": LEARNED_STEP} if family.startswith("half_cheetah") else {}),
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
@@ -77,12 +74,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 
 def options(family: str, method: str, seed: int, root: Path) -> Config:
     """All options of a run; evaluated at the end only, which changes nothing but how long it takes."""
-    changed = {
-        "learn_lr": "no",
-        **METHODS[family][method],
-        "run_dir": root / family / method / f"seed{seed}",
-        "seed": seed,
-    }
+    changed = {**METHODS[family][method], "run_dir": root / family / method / f"seed{seed}", "seed": seed}
     return dataclasses.replace(BASES[family], eval_every=0, **changed)  # type: ignore[arg-type]
 
 
