@@ -103,12 +103,13 @@ class SparseNavigation2DVectorEnv(Navigation2DVectorEnv):
     """Points move in the plane and feel their goal only when they are near it; D = 1, O = A = 2.
 
     Source: the sparse 2D navigation of Rakelly et al., "Efficient Off-Policy Meta-Reinforcement Learning via
-    Probabilistic Context Variables", arXiv:1903.08254, section 6.3.
+    Probabilistic Context Variables", arXiv:1903.08254, with the constants of the published program. There, the
+    reward is sparse only at test time, and meta-training sees -|x' - g| everywhere.
 
     * Task: an angle ~ U[0, π]. The goal is on the unit circle at this angle.
     * First state, observation and transition: as in `Navigation2DVectorEnv`.
     * Reward: 1 - |x' - g| within 0.2 of the goal, and 0 elsewhere.
-    * Terminated: never. H = 20, twice as many steps as the way takes.
+    * Terminated: never. H = 20.
     """
 
     task_space = spaces.Box(0.0, np.pi, (1,), np.float64)
@@ -123,9 +124,7 @@ class SparseNavigation2DVectorEnv(Navigation2DVectorEnv):
         distance = np.linalg.norm(next_state - self.goals(task), axis=1)
         return np.where(distance <= NEAR, 1.0 - distance, 0.0)
 
-    def terminated(self, state: Array, task: Array) -> Bools:
-        """Returns False, (n,)."""
-        return np.zeros(len(state), dtype=bool)
+    terminated = TaskVectorEnv.terminated  # never
 
 
 class SparseNavigation2DEnv(TaskEnv):
@@ -137,8 +136,8 @@ class SparseNavigation2DEnv(TaskEnv):
 class CornerNavigation2DVectorEnv(Navigation2DVectorEnv):
     """Points move in the plane, and each has to find out which of four corners is its goal; D = O = A = 2.
 
-    Source: Rothfuss et al., "ProMP: Proximal Meta-Policy Search", arXiv:1810.06784, section 6.2, with the
-    constants of the published program. There, actions in [-0.2, 0.2] move the point by a.
+    Source: Rothfuss et al., "ProMP: Proximal Meta-Policy Search", arXiv:1810.06784, with the constants
+    of the published program. There, actions in [-0.2, 0.2] move the point by a.
 
     * Task: a corner of [-2, 2]^2. There are four tasks, and training sees all of them.
     * First state: x ~ U[-0.2, 0.2]^2. Observation: x.
@@ -168,9 +167,7 @@ class CornerNavigation2DVectorEnv(Navigation2DVectorEnv):
         felt = (distance == to_corners.min(axis=1)) & (np.abs(next_state).sum(axis=1) >= SILENT)
         return np.where(felt, np.linalg.norm(state - task, axis=1) - distance, 0.0)
 
-    def terminated(self, state: Array, task: Array) -> Bools:
-        """Returns False, (n,)."""
-        return np.zeros(len(state), dtype=bool)
+    terminated = TaskVectorEnv.terminated  # never
 
 
 class CornerNavigation2DEnv(TaskEnv):

@@ -6,7 +6,9 @@ between its mean and that of `vpg`. Where a signal is 0, so many batches do not 
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -60,18 +62,11 @@ def main(run_dir: tyro.conf.Positional[Path], batches: int = 24) -> None:
         for name, options in ESTIMATORS.items():
             own = dataclasses.replace(config, **options)  # type: ignore[arg-type]
 
-            def loss(
-                policy: nn.Module,
-                theta: Tensor,
-                supports: tuple,
-                credit: Tensor,
-                query: Rollouts,
-                own: Config = own,
-            ) -> Tensor:
-                return outer_loss(policy, theta, supports, query, credit, own)[0]
+            def losses(policy: nn.Module, theta: Tensor, *data: Any, own: Config = own) -> Tensor:
+                return over_tasks(partial(outer_loss, config=own))(policy, theta, *data)[0]
 
-            data = (supports, credits, query)
-            gradients[name].append(mean_and_gradient(over_tasks(loss), policy, state.theta, data, config)[1])
+            data = (supports, query, credits)
+            gradients[name].append(mean_and_gradient(losses, policy, state.theta, data, config)[1])
         _, slope = mean_and_gradient(over_tasks(exploration), policy, state.theta, (supports, credits), config)
         gradients["E-MAML's term"].append(slope)
     env.close()

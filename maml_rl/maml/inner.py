@@ -5,13 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import Distribution, act, unflatten
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
 from ..sampling.advantages import discounted_sums
 from ..sampling.rollouts import Rollouts, masked_mean
-from .rules import learned_advantages, set_scales, statistics, step_features
+from .rules import NUM_STATISTICS, learned_advantages, set_scales, statistics, step_features
 from .step_sizes import step_sizes, without_rules
 
 
@@ -127,15 +128,21 @@ def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Con
     """
     theta = theta.clone()
     networks = unflatten(policy, theta)  # views
+
+    def of_steps() -> Tensor:
+        return vmap(step_features)(support)[support.mask]
+
+    def of_task(support: Rollouts) -> Tensor:
+        gradient, _ = _gradient(policy, theta, support, config)
+        return statistics(support, without_rules(policy, gradient))
+
+    def of_tasks() -> Tensor:
+        found: Tensor = vmap(of_task, chunk_size=config.chunk_tasks)(support)
+        return found.detach()
+
     if config.inner_advantage == "learned":
-        of_steps = vmap(step_features)(support)[support.mask]
-        set_scales(networks[ADVANTAGE_NETWORK], of_steps)
+        one_task: Rollouts = tree_map(lambda x: x[0], support)
+        set_scales(networks[ADVANTAGE_NETWORK], step_features(one_task).shape[-1], of_steps)
     if config.learn_lr == "task":
-
-        def one(support: Rollouts) -> Tensor:
-            gradient, _ = _gradient(policy, theta, support, config)
-            return statistics(support, without_rules(policy, gradient))
-
-        of_tasks = vmap(one, chunk_size=config.chunk_tasks)(support).detach()
-        set_scales(networks[LOG_LR_FACTORS], of_tasks)
+        set_scales(networks[LOG_LR_FACTORS], NUM_STATISTICS, of_tasks)
     return theta

@@ -6,12 +6,11 @@ differentiation.
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from ..config import Config
@@ -19,7 +18,7 @@ from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks
 from . import mlp
-from .objective import adapted_policy
+from .objective import adapted_policy, over_tasks
 
 _log = logging.getLogger(__name__)
 
@@ -64,11 +63,7 @@ def linearise(
     _say_slower(type(policy).__qualname__)
 
     def f(theta: Tensor) -> Distribution:
-        # A copy of θ for each task gives batched products instead of a sum over tasks in every layer.
-        thetas = theta.expand(len(query.mask), -1)
-        one = vmap(lambda theta, supports, query: adapted_policy(policy, theta, supports, query, config))
-        distribution: Distribution = one(thetas, supports, query)
-        return distribution
+        return over_tasks(partial(adapted_policy, config=config))(policy, theta, supports, query)
 
     return Linearised(query, *_automatic(f, theta))
 

@@ -18,7 +18,7 @@ from ..sampling.rollouts import Rollouts, masked_mean
 from ..sampling.threads import map_chunks
 from .inner import adapt
 
-T = TypeVar("T", Tensor, tuple[Tensor, ...])
+T = TypeVar("T")
 
 
 def through_adaptation(
@@ -141,27 +141,21 @@ def outer_objective(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> tuple[float, float]:
     """The outer loss and the KL of θ, averaged over tasks."""
-
-    def one(
-        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return outer_loss(policy, theta, supports, query, credit, config)
-
     data = (supports, query, exploration_credits(query))
-    loss, kl = means(over_tasks(one), policy, theta, data, config)
+    loss, kl = means(over_tasks(partial(outer_loss, config=config)), policy, theta, data, config)
     return loss, kl
 
 
-def over_tasks(loss: Callable[..., T]) -> Callable[..., T]:
-    """Turns a loss of the policy module, θ and one task's data into those of m tasks at once."""
+def over_tasks(one: Callable[..., T]) -> Callable[..., T]:
+    """Turns a function of the policy module, θ and one task's data into one of m tasks at once."""
 
-    def losses(policy: nn.Module, theta: Tensor, *data: Any) -> T:
+    def all_of(policy: nn.Module, theta: Tensor, *data: Any) -> T:
         # A copy of θ for each task gives batched products instead of a sum over tasks in every layer.
         thetas = theta.expand(len(tree_leaves(data)[0]), -1)
-        result: T = vmap(partial(loss, policy))(thetas, *data)
+        result: T = vmap(partial(one, policy))(thetas, *data)
         return result
 
-    return losses
+    return all_of
 
 
 def means(
@@ -199,5 +193,5 @@ def mean_and_gradient(
         part = losses(policy, leaf, *tree_map(lambda x: x[rows], data)).sum() / num_tasks
         return part.item(), torch.autograd.grad(part, leaf)[0]
 
-    means, gradients = zip(*map_chunks(chunk, policy, num_tasks, config), strict=True)
-    return sum(means), reduce(torch.add, gradients)
+    parts, gradients = zip(*map_chunks(chunk, policy, num_tasks, config), strict=True)
+    return sum(parts), reduce(torch.add, gradients)

@@ -41,7 +41,7 @@ def adam_step(
     """A step of Adam (Kingma and Ba, arXiv:1412.6980) along the plain meta-gradient; see `OuterStep`."""
 
     def loss(
-        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts
+        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor
     ) -> Tensor:
         return outer_loss(policy, theta, supports, query, credit, config)[0]
 
@@ -58,7 +58,7 @@ def ppo_step(
     """
 
     def loss(
-        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor, query: Rollouts
+        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor
     ) -> Tensor:
         adapted, before_each = through_adaptation(policy, theta, supports, config)
         distribution = act(policy, adapted, query.observations.flatten(0, 1))
@@ -81,10 +81,10 @@ def _adam_on(
     config: Config,
     epochs: int,
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
-    """Steps of Adam on the mean over tasks of a loss of θ, supports, credit and query; see `OuterStep`."""
+    """Steps of Adam on the mean over tasks of a loss of θ, supports, query and credit; see `OuterStep`."""
     *before_each, query = batches
     supports = tuple(before_each)
-    data = (supports, exploration_credits(query), query)
+    data = (supports, query, exploration_credits(query))
     theta, optimiser_state, figures = adam_epochs(
         lambda theta: mean_and_gradient(over_tasks(loss), policy, theta, data, config),
         theta,

@@ -5,6 +5,8 @@ is 0 at first, so that training starts with the plain rule. Its inputs are shift
 batch of tasks shows, because their units depend on the family. These scales are a part of the parameter too.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -12,7 +14,7 @@ from torch.nn.functional import pad
 from ..sampling.rollouts import Rollouts, masked_mean
 
 _UNITS = 32  # of the hidden layer
-NUM_STATISTICS = 3
+NUM_STATISTICS = 3  # of a task, see `statistics`
 
 
 def initial_network(num_inputs: int, num_outputs: int) -> Tensor:
@@ -81,10 +83,16 @@ def learned_advantages(network: Tensor, support: Rollouts) -> Tensor:
     return support.advantages * (1 + u) + scale * v
 
 
-def set_scales(network: Tensor, inputs: Tensor) -> None:
-    """Sets the scales of a network, in place, to those of inputs (..., n), unless they are set."""
-    inputs = inputs.flatten(0, -2)
-    shift, factor = network[: 2 * inputs.shape[-1]].view(2, -1)
+def set_scales(network: Tensor, num_inputs: int, inputs: Callable[[], Tensor]) -> None:
+    """Sets the scales of a network, in place, to those of inputs (N, n), unless they are set.
+
+    Args:
+        network: The network.
+        num_inputs: n.
+        inputs: Computes the inputs, which takes as long as an inner step. It is not called if the scales are set.
+    """
+    shift, factor = network[: 2 * num_inputs].view(2, num_inputs)
     if not factor.any():
-        shift.copy_(inputs.mean(0))
-        factor.copy_(1 / (inputs.std(0, correction=0) + 1e-8))
+        of_batch = inputs()
+        shift.copy_(of_batch.mean(0))
+        factor.copy_(1 / (of_batch.std(0, correction=0) + 1e-8))

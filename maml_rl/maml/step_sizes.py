@@ -34,15 +34,16 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
                 "choose one of them, or for 'context' a context_size of 1 or more."
             )
-    num_layers = int(_layers(policy).max()) + 1
-    initial = {
-        "one": lambda: torch.zeros(1),
-        "layer": lambda: torch.zeros(num_layers),
-        "parameter": lambda: torch.zeros(len(_layers(policy))),
-        "task": lambda: initial_network(NUM_STATISTICS, num_layers),
-    }
     if config.learn_lr != "no":
-        policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(initial[config.learn_lr]()))
+        layers = _layers(policy)
+        num_layers = int(layers.max()) + 1
+        initial = {
+            "one": torch.zeros(1),
+            "layer": torch.zeros(num_layers),
+            "parameter": torch.zeros(len(layers)),
+            "task": initial_network(NUM_STATISTICS, num_layers),
+        }
+        policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(initial[config.learn_lr]))
     if config.inner_advantage == "learned":
         network = initial_network(num_features(observation_size, action_size), 2)
         policy.register_parameter(ADVANTAGE_NETWORK, nn.Parameter(network))
@@ -90,12 +91,11 @@ def step_sizes(
 
 def _factors(policy: nn.Module, learned: Tensor, gradient: Tensor, support: Rollouts, config: Config) -> Tensor:
     """The learned factors on α of a task, for each parameter that is not an inner rule."""
-    layers = _layers(policy).to(learned.device)
     if config.learn_lr == "task":
-        return evaluate_network(learned, statistics(support, without_rules(policy, gradient))).exp()[layers]
-    if config.learn_lr == "layer":
-        return learned.exp()[layers]
-    return learned.exp().expand(len(layers))
+        learned = evaluate_network(learned, statistics(support, without_rules(policy, gradient)))
+    layers = _layers(policy).to(learned.device)
+    factors = learned.exp()
+    return factors[layers] if config.learn_lr in ("layer", "task") else factors.expand(len(layers))
 
 
 def without_rules(policy: nn.Module, x: Tensor) -> Tensor:
