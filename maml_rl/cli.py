@@ -1,5 +1,6 @@
 """The command line: `maml-rl train | evaluate | compare | render | families`, and the experiment scripts."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ import tyro
 
 from .config import Config
 from .errors import UserError
-from .process import tune_process
+from .process import exit_code, prepare_process, tune_process
 
 
 def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
@@ -22,17 +23,19 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     _add_working_folder()
     from .training import train as meta_train  # imported late, because torch takes seconds
 
+    run_dir = config.run_dir.absolute()  # an environment may change the working folder
     try:
         meta_train(config)
-    except KeyboardInterrupt:
-        arguments = [*sys.argv[1:], *(["--resume"] if "--resume" not in sys.argv else [])]
-        if (config.run_dir / "checkpoint.pt").exists():
-            print(f"\nstopped; continue with: {shlex.join([*_program(), *arguments])}", file=sys.stderr)
-        sys.exit(130)
-    results = json.loads((config.run_dir / "evaluation.json").read_text())
+    except KeyboardInterrupt as error:
+        if (run_dir / "checkpoint.pt").exists():
+            module = ["--env-id", config.env_id] * (":" in config.env_id)  # never imported because a file names it
+            words = [*_program(), "--resume", str(config.run_dir), *module]
+            print(f"\nstopped; continue with: {shlex.join(words)}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    results = json.loads((run_dir / "evaluation.json").read_text())
     print(table(results))
     for name in ("adaptation.png", "rollouts.png"):
-        if (config.run_dir / name).exists():
+        if (run_dir / name).exists():
             print(f"picture      {config.run_dir / name}")
     print(
         f"TensorBoard  {shlex.join([sys.executable, '-m', 'tensorboard.main', '--logdir', str(config.run_dir)])}"
@@ -95,8 +98,6 @@ def render(
         seed: Seed of the held-out tasks and rollouts. By default as in the run's options.
         trust: Import the module that registers the run's family, if its config.json names one.
     """
-    import dataclasses
-
     tune_process()
     from .results.video import adaptation_video, add_video, write_video
     from .runs.folder import load_run
@@ -184,17 +185,45 @@ def table(results: dict[str, Any]) -> str:
 
 def run_experiment(defaults: Config) -> NoReturn:
     """Runs an experiment script with its own defaults. The command line can set every option of `Config`."""
-    run(lambda: train(tyro.cli(Config, default=defaults, description=f"Meta-trains on {defaults.env_id}.")))
+    run(lambda: train(_options(sys.argv[1:], defaults)))
+
+
+def _options(arguments: list[str], defaults: Config) -> Config:
+    """Reads options from the command line. With `--resume RUN_DIR`, their defaults are those of the run in there.
+
+    Raises:
+        UserError: If there is no run, or if only its config.json names the module that registers its family.
+    """
+    head = f"Meta-trains on {defaults.env_id}." if defaults.env_id != Config.env_id else train.__doc__
+    at = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
+    if at < len(arguments) and not arguments[at].startswith("-"):
+        from .runs.folder import load_config, require_trust
+
+        folder = Path(arguments[at])
+        arguments = arguments[: at - 1] + arguments[at + 1 :]
+        defaults = dataclasses.replace(load_config(folder), resume=True)
+        if not any(word.split("=")[0] in ("--env-id", "--env_id") for word in arguments):
+            require_trust(defaults, f"name it yourself: --env-id {defaults.env_id}")
+    return tyro.cli(Config, args=arguments, default=defaults, description=head)
 
 
 def main() -> NoReturn:
     """The command `maml-rl`."""
-    run(
-        lambda: tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "evaluate": evaluate, "compare": compare, "render": render, "families": families},
-            description="Meta-reinforcement learning.",
-        )
-    )
+    commands: dict[str, Callable[..., None]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "compare": compare,
+        "render": render,
+        "families": families,
+    }
+
+    def command() -> None:
+        if sys.argv[1:2] == ["train"]:
+            train(_options(sys.argv[2:], Config()))
+        else:
+            tyro.extras.subcommand_cli_from_dict(commands, description="Meta-reinforcement learning.")
+
+    run(command)
 
 
 def run(command: Callable[[], object]) -> NoReturn:
@@ -203,6 +232,7 @@ def run(command: Callable[[], object]) -> NoReturn:
     threading.excepthook = lambda args: (
         None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     )
+    prepare_process()
     try:
         command()
         sys.stdout.flush()
@@ -216,9 +246,9 @@ def run(command: Callable[[], object]) -> NoReturn:
         # The reader has closed the pipe. Python flushes again at exit, which must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nstopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(error))
     sys.exit(0)
 
 
@@ -256,7 +286,7 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def _program() -> list[str]:
-    """Returns the command that started this process: a script, a module or an installed command."""
+    """Returns the command that trains: a script, or the command `train` of this module or of `maml-rl`."""
     if Path(sys.argv[0]).name == "__main__.py":
-        return [sys.executable, "-m", "maml_rl"]
-    return [sys.executable, sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+        return [sys.executable, "-m", "maml_rl", "train"]
+    return [sys.executable, sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0], "train"]

@@ -1,8 +1,13 @@
 """Settings that the command line changes in its own process. Library users can opt in."""
 
+import contextlib
 import ctypes
+import io
 import os
+import signal
 import sys
+from types import FrameType
+from typing import Any, TextIO
 
 from .envs import VectorFamily
 
@@ -34,3 +39,55 @@ def tune_process() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_ARENA_MAX, 1)
     VectorFamily.quiet = True
+
+
+def prepare_process() -> None:
+    """Prepares a process of the command line for the signals, streams and settings that it may meet.
+
+    * SIGTERM and SIGHUP, which clusters and closed terminals send, stop a run like Ctrl-C: a checkpoint is
+      written, and worker processes end. More of them change nothing. A signal that is ignored stays ignored.
+    * A full or closed standard error does not stop a run. Characters that the output cannot show become "?".
+    * Pictures are drawn without a window, whatever MPLBACKEND says.
+    """
+    for number in _STOPPING:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
+    os.environ["MPLBACKEND"] = "agg"
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open until the end)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    if not isinstance(sys.stderr, _Unfailing):
+        sys.stderr = _Unfailing(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
+
+
+_STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """Returns the exit code after a signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    return 128 + int(error.args[0] if error.args else signal.SIGINT)
+
+
+class _Unfailing:
+    """A stream for messages, which are lost where they cannot be written."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,11 +47,12 @@ def open_run(
     Raises:
         UserError: If an option, the environment, the policy or the run folder is wrong.
     """
+    config = dataclasses.replace(config, run_dir=config.run_dir.absolute())  # environments may change the folder
     device = learner_device(config)
     import_family(config.env_id)
     policy = new_policy(config, own)
-    state = open_folder(config, policy)
     with contextlib.ExitStack() as stack:
+        state = stack.enter_context(open_folder(config, policy))
         env = make_env(config, config.num_tasks * config.num_rollouts)
         stack.callback(env.close)
         events = Events(config, state)
@@ -62,7 +64,8 @@ def open_run(
             yield run
         except BaseException as error:
             try:
-                run.checkpoint(run.state)
+                if run.state.iteration:  # nothing is kept of a run that has trained nothing, so it can start anew
+                    run.checkpoint(run.state)
             except UserError as second:
                 error.add_note(str(second))
             raise

@@ -14,10 +14,15 @@ import misbehaving  # registers families of its own
 import pytest
 import torch
 from maml_rl.envs import families
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import maml_rl
+from maml_rl import Config
 from maml_rl.cli import main
 from maml_rl.methods import method_of
 from maml_rl.policies import MLP, Categorical, CategoricalHead, GaussianHead, Normal, flatten, initialise
+from maml_rl.runs.checkpoint import load_checkpoint
+from maml_rl.runs.folder import load_config, new_policy
 from maml_rl.sampling.actors import TaskPolicies
 from maml_rl.sampling.collect import collect_rollouts
 from maml_rl.sampling.rollouts import Rollouts
@@ -131,3 +136,35 @@ TINY = (
     *("--num-tasks", "3", "--num-rollouts", "4", "--horizon", "5", "--hidden-sizes", "8"),
     *("--eval-num-tasks", "3", "--eval-num-rollouts", "2", "--eval-num-steps", "2", "--eval-every", "2"),
 )
+
+MISBEHAVING = ("--env-id", "misbehaving:tests/Misbehaving-v0")
+
+
+def scalars(run_dir):
+    """Every tag's (step, value) pairs, as TensorBoard shows them."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def theta_of(run_dir):
+    return load_checkpoint(run_dir, new_policy(load_config(run_dir))).theta
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of 6 iterations, trained in this process."""
+    config = Config(
+        env_id="misbehaving:tests/Misbehaving-v0",
+        run_dir=tmp_path_factory.mktemp("finished") / "run",
+        iterations=6,
+        num_tasks=3,
+        num_rollouts=4,
+        horizon=5,
+        hidden_sizes=(8,),
+        eval_num_tasks=3,
+        eval_num_rollouts=2,
+        eval_num_steps=2,
+        eval_every=2,
+        checkpoint_every=2,
+    )
+    return config, maml_rl.train(config).policy

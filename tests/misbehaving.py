@@ -21,7 +21,7 @@ class MisbehavingVectorEnv(Navigation2DVectorEnv):
 
     def reset(self, **kwargs):
         type(self).resets += 1
-        if self.misbehaves("SIGKILL") or self.misbehaves("SIGINT"):
+        if any(map(self.misbehaves, ("SIGKILL", "SIGINT", "SIGTERM", "SIGHUP"))):
             os.kill(os.getpid(), getattr(signal, os.environ["MISBEHAVE"]))
         return super().reset(**kwargs)
 

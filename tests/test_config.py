@@ -15,6 +15,7 @@ from maml_rl import Config, UserError
 from maml_rl.maml.inner import ESTIMATORS
 from maml_rl.maml.outer import OPTIMISERS
 from maml_rl.methods import METHODS, method_of
+from maml_rl.runs.checkpoint import save_checkpoint
 from maml_rl.runs.folder import load_config, new_policy, open_folder, save_config
 
 OPTIONS = {option.name: option for option in dataclasses.fields(Config)}
@@ -59,15 +60,17 @@ def test_every_option_says_what_it_is(name):
 def test_a_run_is_resumed_with_what_is_fixed(name, tmp_path):
     before = Config(run_dir=tmp_path / "run")
     policy = new_policy(before)
-    open_folder(before, policy)
+    with open_folder(before, policy) as state:
+        save_checkpoint(before.run_dir, policy, state)
     changed = dataclasses.replace(before, **{"resume": True, name: another(name)})
     if name == "run_dir":
         return
     if OPTIONS[name].metadata["fixed"]:
         with pytest.raises(UserError, match=f"has ({name}|method)=.* was asked for"):
-            open_folder(changed, policy)
+            open_folder(changed, policy).__enter__()
     else:
-        open_folder(dataclasses.replace(changed, resume=True), policy)
+        with open_folder(dataclasses.replace(changed, resume=True), policy):
+            pass
 
 
 def test_options_that_change_what_is_computed_are_fixed():
@@ -88,8 +91,11 @@ def test_help_shows_the_registered_choices(name, registry):
 def test_a_method_that_is_chosen_by_name_is_the_same(tmp_path):
     one, other = Config(), Config(method="maml")
     assert one.options() == other.options()
-    open_folder(Config(run_dir=tmp_path / "run"), new_policy(Config()))
-    open_folder(Config(run_dir=tmp_path / "run", method="maml", resume=True), new_policy(Config()))
+    policy = new_policy(one)
+    with open_folder(dataclasses.replace(one, run_dir=tmp_path / "run"), policy) as state:
+        save_checkpoint(tmp_path / "run", policy, state)
+    with open_folder(dataclasses.replace(other, run_dir=tmp_path / "run", resume=True), policy):
+        pass
     assert Config(rl2_episodes=2).options("method")["method"] == "rl2"
 
 
@@ -132,8 +138,8 @@ def test_a_value_that_is_no_choice_is_refused():
 def test_any_path_will_do_for_a_run_folder(kind, tmp_path):
     config = Config(run_dir=kind(tmp_path / "run"))
     assert config.run_dir == tmp_path / "run"
-    open_folder(config, new_policy(config))
-    assert load_config(tmp_path / "run") == config
+    with open_folder(config, new_policy(config)):
+        assert load_config(tmp_path / "run") == config
 
 
 def test_config_json_says_which_version_wrote_it(tmp_path):

@@ -3,59 +3,23 @@
 import dataclasses
 import json
 import re
-import shlex
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, phases
+from conftest import MISBEHAVING, TINY, phases, scalars, theta_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import maml_rl
-from maml_rl import Config, UserError
+from maml_rl import Config
 from maml_rl.policies import flatten
-from maml_rl.runs.checkpoint import load_checkpoint
 from maml_rl.runs.evaluation import evaluate, evaluate_policy, held_out
 from maml_rl.runs.folder import load_config, new_policy
 from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import stream
-
-MISBEHAVING = ("--env-id", "misbehaving:tests/Misbehaving-v0")
-
-
-def scalars(run_dir):
-    """Every tag's (step, value) pairs, as TensorBoard shows them."""
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def theta_of(run_dir):
-    return load_checkpoint(run_dir, new_policy(load_config(run_dir))).theta
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run of 6 iterations, trained in this process."""
-    config = Config(
-        env_id="misbehaving:tests/Misbehaving-v0",
-        run_dir=tmp_path_factory.mktemp("finished") / "run",
-        iterations=6,
-        num_tasks=3,
-        num_rollouts=4,
-        horizon=5,
-        hidden_sizes=(8,),
-        eval_num_tasks=3,
-        eval_num_rollouts=2,
-        eval_num_steps=2,
-        eval_every=2,
-        checkpoint_every=2,
-    )
-    return config, maml_rl.train(config).policy
 
 
 def test_run_folder_holds_everything(finished):
@@ -138,172 +102,6 @@ def test_same_seed_same_parameters(command, tmp_path):
     a, b, c = (theta_of(tmp_path / name) for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-
-
-# An iteration resets twice, an evaluation (after iterations 2 and 4) three times.
-@pytest.mark.parametrize(
-    ("how", "reset", "done"),
-    [
-        ("SIGKILL", 16, 4),  # in iteration 5, two after the checkpoint of iteration 4 was due
-        ("SIGINT", 11, 3),  # in iteration 4, with no checkpoint due since iteration 2
-        ("SIGINT", 13, 3),  # in the evaluation that belongs to iteration 4
-    ],
-)
-def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, how, reset, done):
-    """Parameters, curves and evaluation of a run that was stopped and resumed: as if never stopped."""
-    arguments = (
-        "train",
-        *MISBEHAVING,
-        *TINY,
-        "--iterations",
-        6,
-        "--checkpoint-every",
-        2,
-        "--run-dir",
-        "run",
-        "--resume",
-    )
-    # An iteration resets twice, an evaluation (after iterations 2 and 4) three times: 16 is iteration 5's query.
-    stopped = command(*arguments, MISBEHAVE=how, MISBEHAVE_AT=str(reset))
-    if how == "SIGKILL":
-        assert stopped.returncode == -9
-    else:
-        assert stopped.returncode == 130, stopped.stderr
-        assert "--resume" in stopped.stderr
-        assert "Traceback" not in stopped.stderr
-    config, _ = finished
-    assert load_checkpoint(tmp_path / "run", new_policy(config)).iteration == done
-    if how == "SIGINT":  # the printed command, as it stands
-        program, *arguments = shlex.split(
-            stopped.stderr.strip().splitlines()[-1].removeprefix("stopped; continue with: ")
-        )
-        assert program == sys.executable
-        assert arguments.pop(0) == "-m"
-        assert arguments.pop(0) == "maml_rl"
-    resumed = command(*arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    assert torch.equal(theta_of(tmp_path / "run"), theta_of(config.run_dir))
-    whole, pieces = scalars(config.run_dir), scalars(tmp_path / "run")
-    assert whole.keys() == pieces.keys()
-    for tag, points in whole.items():
-        if not tag.startswith("time/"):
-            np.testing.assert_allclose(pieces[tag], points, err_msg=tag, rtol=1e-6)
-    assert json.loads((tmp_path / "run/evaluation.json").read_text()) == json.loads(
-        (config.run_dir / "evaluation.json").read_text()
-    )
-
-
-def test_killed_before_the_first_checkpoint_starts_afresh(command, tmp_path):
-    arguments = ("train", *MISBEHAVING, *TINY, "--iterations", 2, "--run-dir", "run", "--resume")
-    assert command(*arguments, MISBEHAVE="SIGKILL", MISBEHAVE_AT="3").returncode == -9
-    assert not (tmp_path / "run/checkpoint.pt").exists()
-    assert command(*arguments).returncode == 0
-    assert len(scalars(tmp_path / "run")["train/return_step_0"]) == 2
-
-
-def test_a_run_is_not_overwritten(command, finished, tmp_path):
-    shutil.copytree(finished[0].run_dir, tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    again = ("train", *MISBEHAVING, *TINY, "--checkpoint-every", 2, "--iterations", 6, "--run-dir", "run")
-    for arguments, sentence in (
-        (again, "already holds a run"),
-        ((*again, "--resume", "--inner-lr", "0.2"), "has inner_lr=0.1"),
-    ):
-        result = command(*arguments)
-        assert result.returncode == 2
-        assert sentence in result.stderr
-        assert "Traceback" not in result.stderr
-    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-
-
-def test_full_disk_keeps_the_previous_checkpoint(command, tmp_path):
-    """A limit on file size stands for the full disk: the system refuses to write on."""
-    arguments = (
-        "train",
-        "--env-id",
-        "maml_rl/TabularMDP-v0",
-        *TINY,
-        "--hidden-sizes",
-        "200",
-        "--run-dir",
-        "run",
-    )
-    assert command(*arguments, "--iterations", 2).returncode == 0
-    first = theta_of(tmp_path / "run")
-    limited = tmp_path / "limited.py"
-    limited.write_text(
-        "import resource\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "from maml_rl.cli import main\n"
-        "main()\n"
-    )
-    result = command(*arguments, "--iterations", 4, "--resume", script=limited)
-    assert result.returncode == 2
-    assert "Cannot write run/checkpoint.pt (File too large)" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert torch.equal(theta_of(tmp_path / "run"), first)
-    assert not list((tmp_path / "run").glob("*.tmp"))
-    assert command(*arguments, "--iterations", 4, "--resume").returncode == 0
-
-
-def test_full_disk_under_the_event_file(command, tmp_path):
-    limited = tmp_path / "limited.py"
-    limited.write_text(
-        "import resource\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-        "from maml_rl.cli import main\n"
-        "main()\n"
-    )
-    result = command(
-        "train", *TINY, "--iterations", 40, "--checkpoint-every", 40, "--run-dir", "run", script=limited
-    )
-    assert result.returncode == 2
-    assert "Cannot write TensorBoard events into run (File too large); make room" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"no checkpoint at all", "truncated", "one bit", "foreign", "missing key", "other policy", "short"],
-)
-def test_bad_checkpoints_are_refused(finished, tmp_path, content):
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished[0].run_dir, run_dir)
-    path = run_dir / "checkpoint.pt"
-    if content == "truncated":
-        path.write_bytes(path.read_bytes()[:-200])
-    elif content == "one bit":
-        damaged = bytearray(path.read_bytes())
-        start = damaged.find(theta_of(run_dir).numpy().tobytes()[:16])
-        assert start > 0
-        damaged[start + 1] ^= 4
-        path.write_bytes(damaged)
-    elif content == "missing key":
-        checkpoint = torch.load(path, weights_only=True)
-        del checkpoint["env_steps"]
-        torch.save(checkpoint, path)
-    elif content == "foreign":
-        torch.save({"model": torch.zeros(3)}, path)
-    elif content == "other policy":
-        checkpoint = torch.load(path, weights_only=True)
-        torch.save({**checkpoint, "layout": [["weight", 3]], "theta": torch.zeros(3)}, path)
-    elif content == "short":
-        checkpoint = torch.load(path, weights_only=True)
-        torch.save({**checkpoint, "theta": torch.zeros(3)}, path)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(
-        UserError, match="damaged|not a checkpoint of this version|holds the parameters of another policy"
-    ):
-        evaluate(run_dir)
-
-
-def test_a_checkpoint_with_code_is_not_run(finished, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished[0].run_dir, run_dir)
-    torch.save({"format": Path("code")}, run_dir / "checkpoint.pt")  # any class not known to be harmless
-    with pytest.raises(UserError, match="damaged or not a checkpoint"):
-        evaluate(run_dir)
 
 
 def test_evaluation_leaves_the_policy_untouched(finished):

@@ -1,8 +1,11 @@
 """The run folder: its options, its policy, and the state to continue from."""
 
+import contextlib
 import copy
 import dataclasses
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ from ..policies import flatten, load
 from ..sampling.families import import_family, is_registered, make_env
 from ..sampling.streams import stream, torch_generator
 from .checkpoint import State, load_checkpoint
-from .files import write_json
+from .files import LOCK, locked, write_json
 
 # Options that earlier versions did not have, by the first version that has them. Their defaults must do what
 # earlier versions did. (`device` and `normalise_advantages` were added during 0.1.)
 _ADDED = {"0.2": {"method", "threads", "device", "normalise_advantages", "inner_advantage"}}
 _NOT_SAVED = {"run_dir", "resume"}
+# Files that a killed process left half written, and all files of a run that has trained nothing yet.
+_TEMPORARY = re.compile(r"\.(config\.json|checkpoint\.pt|[a-z]+\.(json|png|mp4))(\.[0-9a-f]{16})?\.tmp")
+_BEFORE_TRAINING = re.compile(rf"{re.escape(LOCK)}|config\.json|events\.out\.tfevents\..*|{_TEMPORARY.pattern}")
 
 
 def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
@@ -50,30 +56,45 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
     return policy
 
 
-def open_folder(config: Config, policy: nn.Module) -> State:
-    """Makes or reopens the run folder, and returns the state to continue from.
+@contextlib.contextmanager
+def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
+    """Makes or reopens the run folder, and keeps other processes from training in it.
 
     Args:
         config: The run's options.
         policy: The untrained policy.
 
+    Yields:
+        The state to continue from.
+
     Raises:
-        UserError: If the folder cannot be written, holds a run and `resume` is not set, holds a run with other
-            options, or holds something else.
+        UserError: If the folder cannot be written, is in use, holds a run and `resume` is not set, holds a run
+            with other options, or holds something else.
     """
     folder = config.run_dir
-    first = State(flatten(policy), flatten(policy), {}, 0, 0)
-    if not (folder / "config.json").exists() and not (folder / "checkpoint.pt").exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
-        except OSError as error:
-            raise UserError(
-                f"Cannot make the run folder {folder} ({error.strerror}); choose another --run-dir."
-            ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_run = (folder / "checkpoint.pt").exists()
+        if not is_run and not all(_BEFORE_TRAINING.fullmatch(path.name) for path in folder.iterdir()):
+            raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
+    except OSError as error:
+        raise UserError(
+            f"Cannot make the run folder {folder} ({error.strerror}); choose another --run-dir."
+        ) from error
+    with locked(folder):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        state = _state(config, policy)
         save_config(config)
-        return first
+        yield state
+
+
+def _state(config: Config, policy: nn.Module) -> State:
+    """Returns the state of the run in the folder, or the first one if it has trained nothing yet."""
+    folder = config.run_dir
+    if not (folder / "checkpoint.pt").exists():
+        return State(flatten(policy), flatten(policy), {}, 0, 0)
     if not config.resume:
         raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --run-dir.")
     before = load_config(folder)
@@ -82,15 +103,14 @@ def open_folder(config: Config, policy: nn.Module) -> State:
         if name in fixed and old != new:
             raise UserError(
                 f"The run in {folder} has {name}={old}, but {new} was asked for; resume it with its own "
-                "options, or choose another --run-dir."
+                f"options (train --resume {folder}), or choose another --run-dir."
             )
-    state = load_checkpoint(folder, policy) if (folder / "checkpoint.pt").exists() else first
+    state = load_checkpoint(folder, policy)
     if state.iteration > config.iterations:
         raise UserError(
             f"The run in {folder} has done {state.iteration} iterations, but iterations is {config.iterations}; "
             "ask for more, or choose another --run-dir."
         )
-    save_config(config)
     return state
 
 
@@ -150,15 +170,25 @@ def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) ->
         UserError: If the folder holds no run or a damaged one, or if `trust` is needed but not set.
     """
     config = load_config(folder)
-    if not is_registered(config.env_id) and ":" in config.env_id:
-        if not trust:
-            module = config.env_id.rpartition(":")[0]
-            raise UserError(
-                f"The run in {folder} names the module {module!r}, which would run its code. If you trust it, "
-                "import it yourself first, or pass --trust (in Python trust=True)."
-            )
+    if not trust:
+        require_trust(config, "import it yourself first, or pass --trust (in Python trust=True)")
+    if not is_registered(config.env_id):
         import_family(config.env_id)
     policy = new_policy(config, own)
     state = load_checkpoint(folder, policy)
     load(policy, state.theta)
     return config, policy, state
+
+
+def require_trust(config: Config, how: str) -> None:
+    """Refuses a config.json that names a module, whose code would run, if it is not imported yet.
+
+    Raises:
+        UserError: The message says how to import it.
+    """
+    if ":" in config.env_id and not is_registered(config.env_id):
+        module = config.env_id.rpartition(":")[0]
+        raise UserError(
+            f"The run in {config.run_dir} names the module {module!r}, which would run its code. If you trust it, "
+            f"{how}."
+        )
