@@ -3,6 +3,7 @@
 import inspect
 import os
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from .family import Array, Bools, Floats, VectorFamily, in_words
-from .workers import Slots, Worker, make_flat
+from .workers import Slots, Worker, close, make_flat
 
 
 class BrokenEnvironmentError(RuntimeError):
@@ -82,7 +83,7 @@ class AdaptedVectorEnv(VectorFamily):
             self._example = make()
         except (gymnasium.error.Error, ImportError, TypeError, ValueError):
             raise  # the message already says which argument is wrong or what is not installed
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BrokenEnvironmentError(
                 f"{self.name}: an environment cannot be made, it raises {error!r}; fix it. Its traceback:\n"
                 f"{traceback.format_exc().rstrip()}"
@@ -98,6 +99,7 @@ class AdaptedVectorEnv(VectorFamily):
         self._timeout = worker_timeout
         self._ended = np.ones(num_envs, dtype=bool)
         self._observations = np.empty(0)
+        self._num_steps = 0  # in this episode, for messages
         self._start(make, num_workers)
 
     def _start(self, make: partial[gymnasium.Env[Any, Any]], num_workers: int) -> None:
@@ -149,28 +151,44 @@ class AdaptedVectorEnv(VectorFamily):
 
     def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
         """Draws tasks (M, D) with the environment's own method, or else as `VectorFamily` does."""
-        own = self._own("sample_tasks")
-        return np.asarray(own(num_tasks, rng)) if own else super().sample_tasks(num_tasks, rng)
+        drawn: Array = self._ask("sample_tasks", super().sample_tasks)(num_tasks, rng)
+        return drawn
 
     def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
         """Draws held-out tasks (M, D) with the environment's own method, or else as `VectorFamily` does."""
-        own = self._own("sample_test_tasks")
-        return np.asarray(own(num_tasks, rng)) if own else super().sample_test_tasks(num_tasks, rng)
+        drawn: Array = self._ask("sample_test_tasks", super().sample_test_tasks)(num_tasks, rng)
+        return drawn
 
     def task_problem(self, tasks: Array) -> str | None:
         """Checks tasks (n, D) with the environment's own method, or else as `VectorFamily` does."""
-        own = self._own("task_problem")
-        problem: str | None = own(tasks) if own else super().task_problem(tasks)
+        problem: str | None = self._ask("task_problem", super().task_problem)(tasks)
         return problem
+
+    def _ask(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the environment's own method with its errors reported, or the default if it has none."""
+        own = self._own(name)
+        if own is None:
+            return default
+
+        def asked(*arguments: Any) -> Any:
+            try:
+                return own(*arguments)
+            except (Exception, SystemExit) as error:
+                raise BrokenEnvironmentError(
+                    f"{self.name}: {name} raised {error!r}; fix the environment. Its traceback:\n"
+                    f"{traceback.format_exc().rstrip()}"
+                ) from error
+
+        return asked
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Starts a new episode in every environment; arguments and result as in `TaskVectorEnv.reset`."""
-        tasks = self._checked_tasks(options["task"]) if options and "task" in options else self.tasks
+        tasks = self.checked_tasks(options["task"], self.num_envs) if options and "task" in options else self.tasks
         # -1 means no seed. The learner's seeds have 62 bits, more than some environments accept.
         seeds = np.full(self.num_envs, -1) if seed is None else self._checked_seeds(seed) % 2**31
-        self.tasks = tasks
+        self.tasks, self._num_steps = tasks, 0
         (self._observations,) = self._call("reset", seeds, self.tasks)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         return self._observations.copy(), {}
@@ -180,6 +198,7 @@ class AdaptedVectorEnv(VectorFamily):
         if not self._observations.size:
             raise gymnasium.error.ResetNeeded(f"{self.name}: call reset before the first step.")
         actions = self._checked_actions(actions)
+        self._num_steps += 1
         observations, rewards, terminated, truncated, reported, success = self._call(
             "step", actions, ~self._ended, self._observations
         )
@@ -203,7 +222,7 @@ class AdaptedVectorEnv(VectorFamily):
             worker.end()
         if not self._workers:
             self._slots.close()
-        self._example.close()
+        close(self._example)
 
     def _call(self, method: str, *arguments: Array) -> list[Array]:
         """Calls a method of all `Slots` with their parts of the arguments (N, ...). Returns arrays (N, ...)."""
@@ -215,7 +234,7 @@ class AdaptedVectorEnv(VectorFamily):
             return [np.concatenate(parts) for parts in zip(*results, strict=True)]
         try:
             return list(getattr(self._slots, method)(*shares[0]))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             slot = int(self._slots.progress[1])
             raise self._failure(slot, method, f"raised {error!r}", traceback.format_exc()) from error
 
@@ -255,7 +274,8 @@ class AdaptedVectorEnv(VectorFamily):
             worker.end(at_once=True)
 
     def _failure(self, slot: int, method: str, what: str, trace: str) -> BrokenEnvironmentError:
+        where = f"step {self._num_steps}" if method == "step" else method
         return BrokenEnvironmentError(
-            f"{self.name}: environment {slot} with task {in_words(self.tasks[slot])} {what} in {method}; fix the "
+            f"{self.name}: environment {slot} with task {in_words(self.tasks[slot])} {what} in {where}; fix the "
             f"environment. Its traceback:\n{trace.rstrip()}"
         )

@@ -72,9 +72,8 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.tasks = self._checked_tasks(
-            np.repeat(self.sample_tasks(1, np.random.default_rng(0)), num_envs, axis=0)
-        )
+        first = self.checked_tasks(self.sample_tasks(1, np.random.default_rng(0)), 1, "the result of sample_tasks")
+        self.tasks = np.repeat(first, num_envs, axis=0)
 
     @property
     def name(self) -> str:
@@ -138,29 +137,39 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         """Renders every environment in its current state. Returns None without a render mode."""
         return None if self.render_mode is None else tuple(self.snapshot(i) for i in range(self.num_envs))
 
-    def _checked_tasks(self, tasks: Any) -> Array:
+    def checked_tasks(self, tasks: Any, num_tasks: int, source: str = "options['task']") -> Array:
+        """Converts tasks to an array of the task space's type, (n, D).
+
+        Args:
+            tasks: What should be an array of tasks.
+            num_tasks: The expected number of tasks n.
+            source: Where the tasks are from, for the message.
+
+        Raises:
+            ValueError: If they are not n valid tasks.
+        """
         space = self.task_space
         try:
             checked = np.asarray(tasks).astype(space.dtype, casting="same_kind")
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.name}: options['task'] is not an array of numbers; it must be in the task space "
-                f"{in_words(space)}."
+                f"{self.name}: {source} is not an array of {space.dtype} numbers; it must be an array of tasks of "
+                f"the task space {in_words(space)}, one per row."
             ) from error
-        expected = (self.num_envs, *(space.shape or ()))
+        expected = (num_tasks, *(space.shape or ()))
         if checked.shape != expected:
             raise ValueError(
-                f"{self.name}: options['task'] has shape {checked.shape}, but a task for each of "
-                f"{self.num_envs} environments has shape {expected}; the task space is {in_words(space)}."
+                f"{self.name}: {source} has shape {checked.shape}, but must have shape {expected}, one task per "
+                f"row; the task space is {in_words(space)}."
             )
-        if not batch_space(space, self.num_envs).contains(checked):
+        if not batch_space(space, num_tasks).contains(checked):
             outside = np.asarray(next(task for task in checked if not space.contains(task)))
             raise ValueError(
-                f"{self.name}: the task {in_words(outside)} is not in the task space {in_words(space)}; choose "
-                "one that is."
+                f"{self.name}: {source} has the task {in_words(outside)}, which is not in the task space "
+                f"{in_words(space)}; choose one that is."
             )
         if problem := self.task_problem(checked):
-            raise ValueError(f"{self.name}: {problem}")
+            raise ValueError(f"{self.name}: {source}: {problem}")
         return checked
 
     def _checked_seeds(self, seed: int | list[int] | None) -> Array:

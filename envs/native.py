@@ -102,7 +102,7 @@ class TaskVectorEnv(VectorFamily):
         Raises:
             ValueError: If the tasks have the wrong shape or are not valid, or if there are not N seeds.
         """
-        tasks = self._checked_tasks(options["task"]) if options and "task" in options else self.tasks
+        tasks = self.checked_tasks(options["task"], self.num_envs) if options and "task" in options else self.tasks
         if seed is not None or self._seeds is None:
             self._seeds = self._checked_seeds(seed)
             self._episodes = np.zeros(self.num_envs, dtype=np.int64)

@@ -2,20 +2,23 @@
 
 import contextlib
 import faulthandler
+import logging
+import mmap
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -27,6 +30,7 @@ from gymnasium.wrappers import FlattenObservation
 from .family import Array, Bools
 
 Env = gymnasium.Env[Any, Any]
+_log = logging.getLogger(__name__)
 
 
 def reset_with_task(env: Env, task: Array, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -72,7 +76,8 @@ class Slots:
         for row, env in enumerate(self.envs):
             self.begin(row)
             seed = None if seeds[row] < 0 else int(seeds[row])
-            observations[row], _ = reset_with_task(env, tasks[row], seed)
+            observation, _ = reset_with_task(env, tasks[row], seed)
+            observations[row] = _checked(observation, observations)
         return (observations,)
 
     def step(self, actions: Array, alive: Bools, before: Array) -> tuple[Array, ...]:
@@ -82,9 +87,11 @@ class Slots:
         terminated, truncated, reported, success = np.zeros((4, len(alive)), dtype=bool)
         for row in np.flatnonzero(alive).tolist():
             self.begin(row)
-            observations[row], rewards[row], terminated[row], truncated[row], info = self.envs[row].step(
-                actions[row]
-            )
+            observation, reward, ended, cut, info = self.envs[row].step(actions[row])
+            observations[row] = _checked(observation, observations)
+            rewards[row] = reward if type(reward) is float else _number("reward", reward, "biuf")
+            terminated[row] = ended if type(ended) is bool else _number("terminated", ended, "b")
+            truncated[row] = cut if type(cut) is bool else _number("truncated", cut, "b")
             if "success" in info:
                 reported[row], success[row] = True, bool(info["success"])
         return observations, rewards, terminated, truncated, reported, success
@@ -97,7 +104,34 @@ class Slots:
     def close(self) -> None:
         """Closes all environments."""
         for env in self.envs:
-            env.close()
+            close(env)
+
+
+def close(env: Env) -> None:
+    """Closes an environment. If it fails, that is only logged, because its work is done."""
+    try:
+        env.close()
+    except (Exception, SystemExit) as error:
+        _log.warning("%s raised %r in close", env.spec.id if env.spec else env, error)
+
+
+def _checked(observation: Any, observations: Array) -> Array:
+    """Refuses an observation that NumPy would silently broadcast or convert to the observations' type."""
+    array = np.asarray(observation)
+    if array.shape != observations.shape[1:] or not np.can_cast(array.dtype, observations.dtype, "same_kind"):
+        raise TypeError(
+            f"the observation has shape {array.shape} and type {array.dtype}, but its space has shape "
+            f"{observations.shape[1:]} and type {observations.dtype}"
+        )
+    return array
+
+
+def _number(name: str, value: Any, kinds: str) -> Any:
+    """Refuses values that NumPy would silently convert, such as the reward "1.5"."""
+    array = np.asarray(value)
+    if array.shape or array.dtype.kind not in kinds:
+        raise TypeError(f"{name} is {value!r}, but must be a {'bool' if kinds == 'b' else 'number'}")
+    return array[()]
 
 
 class Worker:
@@ -122,22 +156,21 @@ class Worker:
                 "class in a module by a string, or set num_workers to 0."
             ) from error
         self.first = first
-        self._folder = tempfile.TemporaryDirectory(prefix="maml_rl-worker-")
-        self._trace_file = Path(self._folder.name) / "traceback"
-        self._trace_file.touch()
-        progress = Path(self._folder.name) / "progress"
-        self.progress = np.memmap(progress, np.int64, "w+", shape=(2,))
-        self.progress[1] = first
+        # These files have no name, so that nothing is left of them after a kill.
+        self._trace = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the worker)
         ours, theirs = socket.socketpair()
-        command = f"from maml_rl.envs.workers import work; work({theirs.fileno()}, {self._folder.name!r}, {first})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", command],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-            start_new_session=True,  # so that Ctrl-C reaches only the parent, which handles it
-        )
-        theirs.close()
+        with tempfile.TemporaryFile() as memory, theirs:
+            memory.truncate(16)
+            self.progress = _shared(memory.fileno())
+            self.progress[1] = first
+            files = theirs.fileno(), memory.fileno(), self._trace.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"from maml_rl.envs.workers import start; start({first}, *{files})"],
+                stdin=subprocess.DEVNULL,
+                pass_fds=files,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                start_new_session=True,  # so that Ctrl-C reaches only the parent, which handles it
+            )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(content)
@@ -149,40 +182,81 @@ class Worker:
 
     def trace(self) -> str:
         """Returns the Python stack of a process that hangs or has crashed, if it is available."""
+        size = os.fstat(self._trace.fileno()).st_size
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGUSR1)
+            self._signal(signal.SIGUSR1)
             sizes = [0]
             while len(sizes) < 100 and not (sizes[-1] and sizes[-1] == sizes[-2]):  # until all is written
                 time.sleep(0.02)
-                sizes.append(self._trace_file.stat().st_size)
-        return self._trace_file.read_text(errors="replace") or "(none: the process left no traceback)"
+                sizes.append(size := os.fstat(self._trace.fileno()).st_size)
+        # The worker writes at the position that reading would move.
+        text = os.pread(self._trace.fileno(), size, 0).decode(errors="replace")
+        return text or "(none: the process left no traceback)"
 
     def end(self, at_once: bool = False) -> None:
-        """Ends the process, by force if it takes more than a second or must be `at_once`."""
-        if at_once:
-            self.process.kill()
+        """Ends the process and all that its environments have started, by force after a second or `at_once`."""
         self.connection.close()  # the process ends when it notices this
-        try:
-            self.process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._folder.cleanup()
+        if not at_once:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+        self._trace.close()
+
+    def _signal(self, number: int) -> None:
+        """Sends a signal to the worker's process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
 
-def work(descriptor: int, folder: str, first: int) -> None:
-    """Runs a worker process: answers calls of its `Slots` until the parent closes the connection."""
-    connection: Connection[Any, Any] = Connection(descriptor)
-    slots = Slots(first, np.memmap(Path(folder) / "progress", np.int64, "r+", shape=(2,)))
-    with open(Path(folder) / "traceback", "w") as file:
-        faulthandler.enable(file, all_threads=False)
-        faulthandler.register(signal.SIGUSR1, file, all_threads=False)
-        # Broken connections of the environments themselves are caught below and reported like other errors.
-        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            while True:
-                method, arguments = connection.recv()
-                try:
-                    answer: Any = "done", getattr(slots, method)(*arguments)
-                except Exception as error:  # the parent reports every kind of error
-                    answer = "failed", (f"raised {error!r}", traceback.format_exc())
-                connection.send(answer)
+def _shared(descriptor: int) -> Array:
+    return np.frombuffer(mmap.mmap(descriptor, 16), np.int64)
+
+
+def start(first: int, connection: int, memory: int, trace: int) -> None:
+    """Runs a worker process, and beside it one that ends it and all that it has started once the parent is gone.
+
+    The second process is needed because an environment may hang where no other Python thread can run.
+
+    Args:
+        first: The slot of its first environment.
+        connection: The file descriptor of the connection to the parent.
+        memory: The file descriptor of `progress`.
+        trace: The file descriptor of the file for tracebacks.
+    """
+    worker = os.fork()
+    if not worker:
+        work(first, connection, memory, trace)
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which asks the worker for its stack
+    threading.Thread(target=_end_when_alone, args=(connection,), daemon=True).start()
+    code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    if code < 0:  # a signal has ended it
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _end_when_alone(connection: int) -> None:
+    poll = select.poll()
+    poll.register(connection, 0)  # a closed connection is always reported
+    poll.poll()
+    time.sleep(1.0)  # in which the worker may close its environments
+    os.killpg(0, signal.SIGKILL)
+
+
+def work(first: int, connection: int, memory: int, trace: int) -> None:
+    """Answers calls of a worker's `Slots` until the parent closes the connection; arguments as for `start`."""
+    to_parent: Connection[Any, Any] = Connection(connection)
+    slots = Slots(first, _shared(memory))
+    faulthandler.enable(trace, all_threads=False)
+    faulthandler.register(signal.SIGUSR1, trace, all_threads=False)
+    # Broken connections of the environments themselves are caught below and reported like other errors.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            method, arguments = to_parent.recv()
+            try:
+                answer: Any = "done", getattr(slots, method)(*arguments)
+            except (Exception, SystemExit) as error:  # the parent reports every kind of error
+                answer = "failed", (f"raised {error!r}", traceback.format_exc())
+            to_parent.send(answer)
+    slots.close()

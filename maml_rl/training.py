@@ -9,6 +9,7 @@ from .config import Config
 from .methods import method_of
 from .recording import Callback, open_run
 from .runs.tensorboard import History
+from .sampling.families import sample_tasks
 from .sampling.streams import numpy_generator, stream
 
 
@@ -49,7 +50,7 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
         theta, optimiser_state = run.theta, run.state.optimiser_state
         for iteration in range(run.state.iteration, config.iterations):
             seeds = stream(config.seed, "rollouts", iteration)
-            tasks = run.env.sample_tasks(config.num_tasks, numpy_generator(config.seed, "tasks", iteration))
+            tasks = sample_tasks(run.env, config.num_tasks, numpy_generator(config.seed, "tasks", iteration))
             batches = [*method.collect(run.env, run.learner, theta, tasks, config.num_rollouts, seeds)]
             run.collected()
             theta, optimiser_state, figures = method.update(run.learner, theta, optimiser_state, batches)

@@ -1,8 +1,12 @@
 """Families that do on purpose what goes wrong in real runs, at a given reset or always."""
 
 import copy
+import ctypes
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import gymnasium
@@ -12,6 +16,7 @@ from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
 
 # What the tests of every family leave out.
 ON_PURPOSE = {"tests/NanAfterEnd-v0", "tests/NoWay-v0", "tests/Slow-v0", "tests/Mixed-v0"}
+ON_PURPOSE |= {"tests/Stubborn-v0", "tests/Careless-v0"}
 
 
 class MisbehavingVectorEnv(Navigation2DVectorEnv):
@@ -269,3 +274,86 @@ class MixedEnv(gymnasium.Env):
 
 
 gymnasium.register("tests/Mixed-v0", entry_point="misbehaving:MixedEnv", max_episode_steps=20)
+
+
+class StubbornEnv(TroubledEnv):
+    """Starts a process of its own, writes both numbers into a file, and never comes back from its first step."""
+
+    def __init__(self, folder=".", how="sleep", render_mode=None):
+        super().__init__(render_mode=render_mode)
+        self.folder, self.how = folder, how
+
+    def step(self, action):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        path = pathlib.Path(self.folder) / "processes"
+        path.with_suffix(".half").write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
+        path.with_suffix(".half").rename(path)
+        while self.how == "spin":
+            pass
+        if self.how == "hold":  # not even other threads of Python can run
+            ctypes.PyDLL(None).sleep(600)
+        time.sleep(600)
+
+
+gymnasium.register("tests/Stubborn-v0", entry_point="misbehaving:StubbornEnv", max_episode_steps=20)
+
+
+class CarelessEnv(TroubledEnv):
+    """Returns what NumPy would silently take for something else."""
+
+    results = {  # noqa: RUF012 (what each trouble returns)
+        "text reward": (np.zeros(2), "1.5", False, False, {}),
+        "no reward": (np.zeros(2), None, False, False, {}),
+        "array reward": (np.zeros(2), np.zeros(1), False, False, {}),
+        "no terminated": (np.zeros(2), 0.0, None, False, {}),
+        "text terminated": (np.zeros(2), 0.0, "no", False, {}),
+        "text truncated": (np.zeros(2), 0.0, False, "no", {}),
+        "short observation": (np.zeros(1), 0.0, False, False, {}),
+        "deep observation": (np.zeros((1, 2)), 0.0, False, False, {}),
+        "no observation": (None, 0.0, False, False, {}),
+        "complex observation": (np.zeros(2, complex), 0.0, False, False, {}),
+        "four results": (np.zeros(2), 0.0, False, {}),
+        "no results": None,
+    }
+
+    def step(self, action):
+        return self.results[self.trouble]
+
+
+class BadlyMadeEnv(TroubledEnv):
+    """Fails in a method beside step and reset."""
+
+    def __init__(self, trouble=None, render_mode=None):
+        super().__init__(trouble, render_mode)
+        self.do("init")
+
+    def do(self, where):
+        if self.trouble == f"{where} raises":
+            raise OSError(f"no {where} today")
+        if self.trouble == f"{where} exits":
+            sys.exit(0)
+
+    def close(self):
+        self.do("close")
+
+    def reset(self, **kwargs):
+        self.do("reset")
+        return super().reset(**kwargs)
+
+    def sample_tasks(self, num_tasks, rng):
+        self.do("sample_tasks")
+        tasks = rng.uniform(size=(num_tasks, 1))
+        wrong = {
+            "None": None,
+            "a string": "tasks",
+            "too few": tasks[1:],
+            "too many": np.concatenate([tasks, tasks]),
+            "two numbers each": np.concatenate([tasks, tasks], 1),
+            "not a number": np.where(tasks == tasks[0], np.nan, tasks),
+            "outside": tasks + 1.5,
+        }
+        return wrong.get(self.trouble, tasks) if num_tasks > 1 else tasks
+
+
+for _name in ("Careless", "BadlyMade"):
+    gymnasium.register(f"tests/{_name}-v0", entry_point=f"misbehaving:{_name}Env", max_episode_steps=20)

@@ -1,12 +1,17 @@
 """Environments without native code: in this process or in others, the same; and what goes wrong in them."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import misbehaving
 import numpy as np
 import pytest
+from conftest import ROOT, TINY
 from maml_rl.envs import BrokenEnvironmentError, make_vec
 
 TASKS = np.array([[0.1], [0.2], [0.95], [0.3], [0.6]])
@@ -209,9 +214,84 @@ def test_what_cannot_be_adapted_is_refused(env_id, kwargs, sentence, monkeypatch
         make_vec(env_id, 2, 5, **kwargs)
 
 
-def test_no_process_or_file_is_left():
+def test_no_process_is_left():
     env = make_vec("tests/Troubled-v0", 4, num_workers=2)
-    processes, folders = [w.process for w in env._workers], [w._folder.name for w in env._workers]
+    processes = [worker.process for worker in env._workers]
     env.close()
     assert all(process.poll() == 0 for process in processes)
-    assert not any(os.path.exists(folder) for folder in folders)
+
+
+def is_running(process):
+    """Whether a process runs; one that has ended and is not yet buried does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("how", ["sleep", "spin", "hold"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_workers_that_hang_do_not_outlive_their_parent(number, how, tmp_path):
+    """Nor does a process that an environment has started."""
+    arguments = ["train", "--env-id", "misbehaving:tests/Stubborn-v0", "--run-dir", "run", "--num-workers", "1"]
+    arguments += ["--env-kwargs", "folder", str(tmp_path), "how", how]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "maml_rl", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "processes").exists() and time.monotonic() < deadline:
+        os.sched_yield()
+    processes = (tmp_path / "processes").read_text().split()
+    assert all(map(is_running, processes))
+    run.send_signal(number)
+    assert run.wait(60) == (-9 if number == signal.SIGKILL else 128 + number)
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not any(map(is_running, processes))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("trouble", misbehaving.CarelessEnv.results)
+def test_results_that_numpy_would_convert_are_refused(trouble, num_workers):
+    env = make_vec("tests/Careless-v0", 2, num_workers=num_workers, trouble=trouble)
+    env.reset(seed=0)
+    with pytest.raises(BrokenEnvironmentError, match=r"environment 0 with task .* raised .* in step 1; fix"):
+        env.step(np.zeros((2, 1), np.float32))
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        ("init raises", "cannot be made, it raises OSError('no init today')"),
+        ("init exits", "cannot be made, it raises SystemExit(0)"),
+        ("reset exits", "raised SystemExit(0) in reset"),
+        ("sample_tasks raises", "sample_tasks raised OSError('no sample_tasks today')"),
+        ("sample_tasks exits", "sample_tasks raised SystemExit(0)"),
+        ("None", "sample_tasks is not an array of float64 numbers"),
+        ("a string", "sample_tasks is not an array of float64 numbers"),
+        ("too few", "sample_tasks has shape (2, 1), but must have shape (3, 1)"),
+        ("too many", "sample_tasks has shape (6, 1), but must have shape (3, 1)"),
+        ("two numbers each", "sample_tasks has shape (3, 2), but must have shape (3, 1)"),
+        ("not a number", "the task [nan], which is not in the task space"),
+        ("outside", "which is not in the task space"),
+    ],
+)
+def test_a_badly_made_environment_is_one_sentence(trouble, sentence, num_workers, command):
+    arguments = ("train", "--env-id", "tests/BadlyMade-v0", *TINY, "--env-kwargs", "trouble", trouble)
+    result = command(*arguments, "--num-workers", num_workers, "--run-dir", "run")
+    assert result.returncode == 2, result.stderr
+    assert sentence in result.stderr.split("error: ")[1]
+    assert result.stderr.count("Traceback") <= 1  # the environment's own
+
+
+@pytest.mark.parametrize("trouble", ["close raises", "close exits"])
+def test_an_environment_that_fails_to_close_is_in_the_log(trouble, caplog):
+    env = make_vec("tests/BadlyMade-v0", 2, trouble=trouble)
+    env.close()
+    assert "in close" in caplog.text

@@ -138,7 +138,7 @@ def test_tasks_of_one_s_own_are_evaluated(run_dir):
     for wrong, sentence in (
         ([0.1, 0.2], "tasks has shape"),
         ([[0.1, 0.2, 0.3]] * 2, "tasks has shape"),
-        ([[0.1, 9.0]] * 2, "The task .* is not in the task space"),
+        ([[0.1, 9.0]] * 2, "tasks has the task .* not in the task space"),
         ([["here", "there"]] * 2, "tasks is not an array of float"),
         ([[0.1, 0.2]], "eval_num_tasks is 1, but must be at least 2"),
     ):

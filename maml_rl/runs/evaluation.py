@@ -13,11 +13,11 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from ..config import Config
-from ..envs import VectorFamily, in_words
+from ..envs import VectorFamily
 from ..errors import UserError
 from ..methods import Method, curve_name, method_of
 from ..policies import flatten
-from ..sampling.families import make_env
+from ..sampling.families import given_tasks, make_env, sample_tasks
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array
 from ..sampling.streams import numpy_generator, stream
@@ -143,35 +143,15 @@ def held_out(
     env = make_env(config, config.eval_num_tasks * config.eval_num_rollouts)
     try:
         if tasks is None:
-            chosen = env.sample_test_tasks(config.eval_num_tasks, numpy_generator(seed, "held-out tasks"))
+            generator = numpy_generator(seed, "held-out tasks")
+            chosen = sample_tasks(env, config.eval_num_tasks, generator, held_out=True)
         else:
-            chosen = _checked_tasks(env, tasks)
+            chosen = given_tasks(env, tasks, config.eval_num_tasks, "tasks")
         factors, seeds = lr_factors(config, config.eval_num_steps), stream(seed, "held-out rollouts")
         num_rollouts = config.eval_num_rollouts
         yield env, chosen, method_of(config).collect(env, policy, theta, chosen, num_rollouts, seeds, factors)
     finally:
         env.close()
-
-
-def _checked_tasks(env: VectorFamily, tasks: npt.ArrayLike) -> Array:
-    try:
-        checked = np.asarray(tasks).astype(env.task_space.dtype, casting="same_kind")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"tasks is not an array of {env.task_space.dtype} numbers: {error}") from error
-    if checked.shape[1:] != env.task_space.shape:
-        raise UserError(
-            f"tasks has shape {checked.shape}, but must be an array of tasks of the task space "
-            f"{in_words(env.task_space)}, one per row."
-        )
-    outside = [task for task in checked if not env.task_space.contains(task)]
-    if outside:
-        raise UserError(
-            f"The task {in_words(np.asarray(outside[0]))} is not in the task space {in_words(env.task_space)}; "
-            "choose one that is."
-        )
-    if problem := env.task_problem(checked):
-        raise UserError(f"tasks: {problem}")
-    return checked
 
 
 def held_out_seed(config: Config) -> int:

@@ -198,6 +198,8 @@ def _environment_failures() -> Iterator[None]:
         yield
     except BrokenEnvironmentError as error:
         raise UserError(str(error)) from error
+    except SystemExit as error:
+        raise UserError("An environment called sys.exit; fix it so that it raises an error instead.") from error
 
 
 def _require_finite(env: VectorFamily, tasks: Array, rollouts: Rollouts) -> None:

@@ -4,11 +4,13 @@ import importlib
 import re
 
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 
 from ..config import Config
 from ..envs import BrokenEnvironmentError, VectorFamily, make_vec, num_cores
 from ..errors import UserError
+from .spaces import Array
 
 
 def import_family(env_id: str) -> None:
@@ -58,6 +60,8 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
         )
     except BrokenEnvironmentError as error:
         raise UserError(str(error)) from error
+    except SystemExit as error:
+        raise UserError(f"The task family {config.env_id!r} called sys.exit while it was made; fix it.") from error
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UserError(f"Cannot make the task family {config.env_id!r}: {_reason(error)}.") from error
     except (gymnasium.error.Error, ImportError) as error:
@@ -68,6 +72,41 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
         )
     require_actions(config.env_id, env.single_action_space)
     return env
+
+
+def sample_tasks(env: VectorFamily, num_tasks: int, rng: np.random.Generator, held_out: bool = False) -> Array:
+    """Draws tasks with a family's own method, and checks what it returns.
+
+    Args:
+        env: Environments of the family.
+        num_tasks: M.
+        rng: The only source of randomness.
+        held_out: Draw tasks for an evaluation.
+
+    Returns:
+        The tasks, (M, D).
+
+    Raises:
+        UserError: If the environment's method raises, or does not return M tasks of the task space.
+    """
+    draw = env.sample_test_tasks if held_out else env.sample_tasks
+    try:
+        tasks = draw(num_tasks, rng)
+    except BrokenEnvironmentError as error:
+        raise UserError(str(error)) from error
+    return given_tasks(env, tasks, num_tasks, f"the result of {draw.__name__}")
+
+
+def given_tasks(env: VectorFamily, tasks: object, num_tasks: int, source: str) -> Array:
+    """Checks tasks that come from outside, (M, D). `source` says where from.
+
+    Raises:
+        UserError: If they are not M tasks of the task space.
+    """
+    try:
+        return env.checked_tasks(tasks, num_tasks, source)
+    except ValueError as error:
+        raise UserError(_reason(error) + ".") from error
 
 
 def require_actions(env_id: str, space: spaces.Space[object]) -> None:
