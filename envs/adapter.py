@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import signal
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -248,16 +250,21 @@ class AdaptedVectorEnv(VectorFamily):
 
     def _receive(self, worker: Worker, method: str) -> Any:
         """Waits for a worker's answer, as long as no single environment takes longer than the timeout."""
-        calls = -1
         # The call of `make` includes the time to start Python and to import the family's module.
         timeout = max(self._timeout, 60.0) if method == "make" else self._timeout
-        while not worker.connection.poll(timeout):
-            if calls == (calls := int(worker.progress[0])):
+        calls, since = -1, 0.0
+        while not worker.connection.poll(min(1.0, timeout / 10)):
+            now = time.monotonic()
+            if calls != worker.progress[0]:
+                calls, since = int(worker.progress[0]), now
+            elif now - since >= timeout:
                 self._stop(worker, method, f"has not come back for {timeout:g} s (worker_timeout)")
         try:
             kind, answer = worker.connection.recv()
         except (EOFError, OSError):
-            self._stop(worker, method, f"ended its process (exit code {worker.process.wait()})")
+            code = worker.process.wait()
+            killed = " by SIGKILL, perhaps because memory ran out; with fewer environments it needs less"
+            self._stop(worker, method, f"ended its process (exit code {code}{killed * (code == -signal.SIGKILL)})")
         if kind == "failed":
             self._stop(worker, method, *answer)
         return answer

@@ -49,9 +49,10 @@ def evaluate(
     num_rollouts: int | None = None,
     seed: int | None = None,
     tasks: Path | None = None,
+    output: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """Evaluates a run on held-out tasks, and replaces its evaluation.json and adaptation.png.
+    """Evaluates a run on held-out tasks, and prints the returns. The run folder is not changed.
 
     Args:
         run_dir: The run folder.
@@ -60,6 +61,8 @@ def evaluate(
         num_rollouts: K, rollouts of a task before and after each step.
         seed: Seed of the held-out tasks and rollouts.
         tasks: A .npy file with your own tasks, one per row, instead of held-out ones.
+        output: A folder for evaluation.json and adaptation.png. By default, nothing is written. If it is the run
+            folder, these files replace the run's own.
         trust: Import the module that registers the run's family, if its config.json names one.
     """
     tune_process()
@@ -77,9 +80,10 @@ def evaluate(
         seed=seed,
         trust=trust,
     )
-    print(table(results))
-    write_results(run_dir, results)
-    print(f"picture      {run_dir / 'adaptation.png'}")
+    print(table(results, every_step=num_steps is not None))
+    if output is not None:
+        write_results(output, results)
+        print(f"picture      {output / 'adaptation.png'}")
 
 
 def render(
@@ -136,9 +140,10 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
     write_figure(picture, comparison_figure(env_id, methods))
     print(comparison_table(env_id, methods))
     print(
-        f"\nInterquartile means over tasks and seeds with their {interval_words(methods)}. In each "
-        "column, methods have seen at most the same number of episodes of a task. Score: (method - random) / "
-        "(oracle - random), of means."
+        f"\nReturns are interquartile means over tasks and seeds with their {interval_words(methods)}. In each "
+        "column, methods have seen at most the same number of episodes of a task. Gain: the last column of returns "
+        "minus the first. Score: (method - random) / (oracle - random), of means; random is the untrained policy "
+        "of plain MAML, or of the first method in the alphabet."
     )
     print(f"picture      {picture}")
 
@@ -160,12 +165,17 @@ def families() -> None:
         env.close()
 
 
-def table(results: dict[str, Any]) -> str:
-    """Returns a table of mean returns with 95% intervals: methods in rows, some numbers of steps in columns."""
+def table(results: dict[str, Any], every_step: bool = False) -> str:
+    """Returns a table of mean returns with 95% intervals: methods in rows, numbers of steps in columns.
+
+    Args:
+        results: As `evaluate` returns them.
+        every_step: Show all columns, also if there are many.
+    """
     from .results.plots import describe_tasks
 
     last = results["num_steps"]
-    shown = [k for k in range(last + 1) if k in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, last)]
+    shown = [k for k in range(last + 1) if every_step or k in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, last)]
     unit = results["unit"]
     head = "".join(f"{k:>14} {unit}{'s' if k != 1 else ' '}".rjust(21) for k in shown)
     rows = []

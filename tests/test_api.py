@@ -150,9 +150,12 @@ def test_tasks_of_one_s_own_are_evaluated(run_dir):
 
 def test_tasks_from_a_file(run_dir, command, tmp_path):
     np.save(tmp_path / "goals.npy", [[0.1, 0.2], [0.3, -0.4]])
-    result = command("evaluate", run_dir, "--tasks", "goals.npy")
+    before = (run_dir / "evaluation.json").read_bytes()
+    result = command("evaluate", run_dir, "--tasks", "goals.npy", "--output", "of_goals")
     assert result.returncode == 0, result.stderr
-    assert json.loads((run_dir / "evaluation.json").read_text())["tasks"] == [[0.1, 0.2], [0.3, -0.4]]
+    evaluation = json.loads((tmp_path / "of_goals/evaluation.json").read_text())
+    assert evaluation["tasks"] == [[0.1, 0.2], [0.3, -0.4]]
+    assert (run_dir / "evaluation.json").read_bytes() == before
     np.save(tmp_path / "code.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     for name in ("code.npy", "nowhere.npy"):
         result = command("evaluate", run_dir, "--tasks", name)

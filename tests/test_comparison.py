@@ -24,7 +24,7 @@ from maml_rl.runs.folder import save_config
 RL2 = {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
 
 
-def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, **options):
+def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, random=-80.0, **options):
     """A run folder with ten tasks' returns around `mean` (S + 1 numbers), and the untrained policy's below it."""
     config = Config(run_dir=folder, seed=seed, eval_num_steps=steps, eval_num_rollouts=num_rollouts, **options)
     folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, **options):
         }
         for name, values in (
             (curve_name(config), np.asarray(mean)),
-            ("random", np.full(steps + 1, -80.0)),
+            ("random", np.full(steps + 1, random)),
         )
     }
     results = {"iterations": config.iterations, "num_rollouts": num_rollouts, "num_tasks": 10, "methods": methods}
@@ -103,6 +103,19 @@ def test_seeds_of_a_method_belong_together_and_others_do_not(tmp_path):
     assert methods["random"].returns[0].mean() < -75
     with pytest.raises(UserError, match="a and .*e are the same method with the same seed; leave one out"):
         by_method(load_runs([*folders, write_run(tmp_path / "e", [-1, -1, -1, -1], seed=1)]))
+
+
+def test_scores_do_not_depend_on_the_order_of_the_folders(tmp_path):
+    folders = [
+        write_run(tmp_path / "lvc", [-50, -44, -44, -44], random=-90.0, estimator="lvc"),
+        write_run(tmp_path / "maml", [-40, -11, -4, -3]),
+        write_run(tmp_path / "oracle", [-1, -1, -1, -1], random=-70.0, num_steps=0, observe_task=True),
+    ]
+    rows = [
+        set(comparison_table("x", by_method(load_runs(order))).splitlines()) for order in (folders, folders[::-1])
+    ]
+    assert rows[0] == rows[1]
+    assert by_method(load_runs(folders))["random"].returns[0].mean() > -85  # that of maml
 
 
 def test_table_has_scores_and_what_was_published(tmp_path):

@@ -44,7 +44,9 @@ def test_refused_task_names_task_and_space(env_id):
     with pytest.raises(ValueError, match=r"has shape .* but must have shape"):
         env.reset(options={"task": outside[:-1]})
     for nonsense in ("goal", [1.0, [2.0]], None):
-        with pytest.raises(ValueError, match="not an array of float64 numbers|not an array of int64 numbers|has shape"):
+        with pytest.raises(
+            ValueError, match="not an array of float64 numbers|not an array of int64 numbers|has shape"
+        ):
             env.reset(options={"task": nonsense})
 
 
@@ -188,7 +190,10 @@ def test_tasks_that_are_not_listed_are_refused():
     tests = env.sample_test_tasks(4, np.random.default_rng(0))
     np.testing.assert_array_equal(tests, env.all_tasks[[0, 1, 2, 0]])
     env.reset(options={"task": env.all_tasks})
-    with pytest.raises(ValueError, match=r"FewGoalsVectorEnv: options\['task'\]: the task \[0.5 0. \] does not exist; choose one of"):
+    with pytest.raises(
+        ValueError,
+        match=r"FewGoalsVectorEnv: options\['task'\]: the task \[0.5 0. \] does not exist; choose one of",
+    ):
         env.reset(options={"task": [[0.5, 0.5], [0.5, 0.0], [0.25, 0.0]]})
     np.testing.assert_array_equal(env.tasks, env.all_tasks)
 

@@ -154,9 +154,11 @@ def test_held_out_tasks_are_no_training_tasks(finished):
 def test_evaluate_command_and_options(command, finished, tmp_path):
     shutil.copytree(finished[0].run_dir, tmp_path / "run")
     result = command(
-        *("evaluate", "run", "--num-steps", 4, "--num-tasks", 5, "--num-rollouts", 3, "--seed", 7, "--trust")
+        *("evaluate", "run", "--num-steps", 4, "--num-tasks", 5, "--num-rollouts", 3, "--seed", 7, "--trust"),
+        *("--output", "run"),
     )
     assert result.returncode == 0, result.stderr
+    assert all(f"{k} step" in result.stdout for k in range(5))  # 4 is not shown unless it is asked for
     results = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert np.shape(results["methods"]["maml"]["returns"]) == (5, 5)
     assert f"{results['methods']['maml']['mean'][4]:.2f}" in result.stdout
@@ -176,7 +178,7 @@ def test_families_command(command):
         (("train", "--num-tasks", "0"), "num_tasks is 0, but must be at least 1"),
         (("train", "--no-such-option", "1"), "no-such-option"),
         (("train", "--num-rollouts", "many"), "many"),
-        (("train", "--run-dir", "/proc/run"), "Cannot make the run folder /proc/run"),
+        (("train", "--run-dir", "/proc/run"), "Cannot make the folder /proc/run"),
         (("evaluate", "nowhere"), "holds no run"),
         (("evaluate", "run", "--num-tasks", "1", "--trust"), "eval_num_tasks is 1, but must be at least 2"),
     ],

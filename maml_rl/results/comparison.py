@@ -62,12 +62,11 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
             if results["iterations"] != config.iterations or curve_name(config) not in results["methods"]:
                 raise ValueError(f"it is of iteration {results['iterations']} of {config.iterations}")
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}); finish the run, or evaluate it."
-            ) from error
+            raise UserError(f"{path} cannot be read ({error.strerror}); finish the run.") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{path} is not an evaluation of this version ({error}); evaluate the run again."
+                f"{path} is not an evaluation of this version ({error}); write one with evaluate {folder} "
+                f"--output {folder}."
             ) from error
         runs.append((folder, config, results))
     if not runs:
@@ -87,7 +86,8 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
 def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curves]:
     """Returns the curves of each method over its seeds, in the given order, and those of an untrained policy.
 
-    If methods have the same name, the options in which they differ are added to it.
+    If methods have the same name, the options in which they differ are added to it. "random" is the untrained policy
+    of plain MAML, or if that is not compared, of the first method in the alphabet that has inner steps.
 
     Raises:
         UserError: If two runs have the same method and the same seed.
@@ -113,11 +113,14 @@ def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curv
         ]
         title = short + (f" ({', '.join(differing)})" if differing else "")
         methods[title] = _curves(group, curve_name(group[0][1]))
-    # The untrained policy of a method with inner steps, if there is one.
-    with_random = [group for group in groups.values() if all("random" in run[2]["methods"] for run in group)]
-    with_random.sort(key=lambda group: method_of(group[0][1]).unit != "step")
+    # The untrained policy of one method, whose choice must not depend on the order of the folders.
+    with_random = {
+        (method_of(group[0][1]).unit != "step", name != "maml", name, options): group
+        for (name, options), group in groups.items()
+        if all("random" in run[2]["methods"] for run in group)
+    }
     if with_random:
-        methods["random"] = _curves(with_random[0], "random")
+        methods["random"] = _curves(with_random[min(with_random)], "random")
     return methods
 
 

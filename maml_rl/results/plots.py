@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..envs import VectorFamily
-from ..runs.files import write_atomically, write_json
+from ..runs.files import make_folder, write_atomically, write_json
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array
 
@@ -92,7 +92,8 @@ def write_figure(path: Path, figure: Figure) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def write_results(run_dir: Path, results: dict[str, Any]) -> None:
-    """Writes evaluation.json and adaptation.png into a run folder."""
-    write_json(run_dir / "evaluation.json", results)
-    write_figure(run_dir / "adaptation.png", adaptation_figure(results))
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Writes evaluation.json and adaptation.png into a folder, which is made if it is not there."""
+    make_folder(folder)
+    write_json(folder / "evaluation.json", results)
+    write_figure(folder / "adaptation.png", adaptation_figure(results))

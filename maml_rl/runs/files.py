@@ -51,6 +51,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, unless it is there.
+
+    Raises:
+        UserError: If that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {folder} ({error.strerror}); choose another one.") from error
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps a folder for this process. The system opens the lock when the process ends, even if it is killed.

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..policies import flatten, load
 from ..sampling.families import import_family, is_registered, make_env
 from ..sampling.streams import stream, torch_generator
 from .checkpoint import State, load_checkpoint
-from .files import LOCK, locked, write_json
+from .files import LOCK, locked, make_folder, write_json
 
 # Options that earlier versions did not have, by the first version that has them. Their defaults must do what
 # earlier versions did. (`device` and `normalise_advantages` were added during 0.1.)
@@ -72,15 +73,10 @@ def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
             with other options, or holds something else.
     """
     folder = config.run_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_run = (folder / "checkpoint.pt").exists()
-        if not is_run and not all(_BEFORE_TRAINING.fullmatch(path.name) for path in folder.iterdir()):
-            raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
-    except OSError as error:
-        raise UserError(
-            f"Cannot make the run folder {folder} ({error.strerror}); choose another --run-dir."
-        ) from error
+    make_folder(folder)
+    is_run = (folder / "checkpoint.pt").exists()
+    if not is_run and not all(_BEFORE_TRAINING.fullmatch(name) for name in os.listdir(folder)):
+        raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
     with locked(folder):
         for path in folder.iterdir():
             if _TEMPORARY.fullmatch(path.name):
