@@ -94,7 +94,7 @@ class AdaptedVectorEnv(VectorFamily):
         self.task_space = self._task_space()
         all_tasks = self._own("all_tasks")
         self.all_tasks = None if all_tasks is None else np.asarray(all_tasks)
-        self.single_observation_space = self._observation_space()
+        self.single_observation_space = self._example.observation_space
         self.single_action_space = self._example.action_space
         steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
         super().__init__(num_envs, steps, render_mode)
@@ -139,15 +139,6 @@ class AdaptedVectorEnv(VectorFamily):
             raise ValueError(
                 f"{self.name}: there is no way to set the environment's task; give it reset(options={{'task': "
                 "task}) or set_task(task)."
-            )
-        return space
-
-    def _observation_space(self) -> spaces.Space[Any]:
-        space = self._example.observation_space
-        if not isinstance(space, spaces.Box | spaces.Discrete):
-            raise ValueError(
-                f"{self.name}: observations of {space} cannot be flattened to a fixed number of numbers; wrap the "
-                "environment so that they can."
             )
         return space
 

@@ -1,5 +1,7 @@
 """Checks for vector environments of task families. Gymnasium's checker is for single environments."""
 
+import importlib
+import warnings
 from typing import Any
 
 import gymnasium
@@ -8,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from .family import VectorFamily
+from .family import VectorFamily, in_words
 from .making import make_vec
 from .native import TaskEnv
 from .workers import make_flat, reset_with_task
@@ -17,14 +19,20 @@ from .workers import make_flat, reset_with_task
 def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
     """Checks that a registered family, native or adapted, behaves as `VectorFamily` and Gymnasium require.
 
+    It warns if tasks make no difference within these steps, because an environment that ignores its task trains
+    without any other sign.
+
     Args:
-        env_id: The registered id.
+        env_id: The registered id. `module:id` imports the module first.
         num_envs: The number of environments N.
         num_steps: The number of steps that are compared with N single environments.
 
     Raises:
         AssertionError: If a requirement is not met; the message says which.
     """
+    module, _, env_id = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
     single = gymnasium.make(env_id)
     # Rendering an adapted environment may need another package.
     check_env(single.unwrapped, skip_render_check=not isinstance(single.unwrapped, TaskEnv))
@@ -35,6 +43,7 @@ def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
         _check_tasks(env_id, env)
         _check_steps(env_id, env, num_steps)
         _check_equals_single(env_id, env, num_steps)
+        _check_tasks_differ(env_id, env, num_steps)
     finally:
         env.close()
 
@@ -62,6 +71,23 @@ def _check_tasks(env_id: str, env: VectorFamily) -> None:
             assert np.array_equal(env.tasks, tasks), f"{env_id}: a refused task replaced the one in force."
         else:
             raise AssertionError(f"{env_id}: tasks that are {what} are not refused.")
+
+
+def _check_tasks_differ(env_id: str, env: VectorFamily, num_steps: int) -> None:
+    """Warns if two different tasks give the same observations and rewards for the same seeds and actions."""
+    some = np.unique(env.sample_tasks(100, np.random.default_rng(4)), axis=0)
+    histories = []
+    for task in (some[0], some[-1]):
+        env.action_space.seed(0)
+        observations, _ = env.reset(seed=5, options={"task": np.repeat(task[None], env.num_envs, axis=0)})
+        steps = [env.step(env.action_space.sample())[:2] for _ in range(num_steps)]
+        histories.append([observations, *(array for step in steps for array in step)])
+    if all(map(np.array_equal, *histories)):
+        warnings.warn(
+            f"{env_id}: the tasks {in_words(some[0])} and {in_words(some[-1])} give the same observations and "
+            f"rewards for {num_steps} steps; make sure that the environment uses its task.",
+            stacklevel=3,
+        )
 
 
 def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:

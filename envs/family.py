@@ -81,7 +81,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         return type(self).__name__
 
     def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
-        """Draws tasks from p(T). By default uniformly from `all_tasks`, or else from a bounded `task_space`.
+        """Draws tasks from p(T). By default uniformly from `all_tasks` or a bounded or discrete `task_space`.
 
         Args:
             num_tasks: The number of tasks M.
@@ -92,13 +92,16 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         """
         if self.all_tasks is not None:
             return self.all_tasks[rng.integers(0, len(self.all_tasks), size=num_tasks)]
-        space = self.task_space
-        if not (isinstance(space, spaces.Box) and space.is_bounded()):
-            raise NotImplementedError(
-                f"{self.name}: sample_tasks draws uniformly from a bounded Box, but task_space is {space}; "
-                "define sample_tasks(num_tasks, rng) in the family."
-            )
-        return rng.uniform(space.low, space.high, size=(num_tasks, *space.shape)).astype(space.dtype)
+        space, shape = self.task_space, (num_tasks, *(self.task_space.shape or ()))
+        if isinstance(space, spaces.Box) and space.is_bounded():
+            return rng.uniform(space.low, space.high, size=shape).astype(space.dtype)
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            number = space.n if isinstance(space, spaces.Discrete) else space.nvec
+            return (space.start + rng.integers(number, size=shape)).astype(space.dtype)
+        raise NotImplementedError(
+            f"{self.name}: sample_tasks draws uniformly from a bounded Box, Discrete or MultiDiscrete space, but "
+            f"task_space is {space}; define sample_tasks(num_tasks, rng) in the family."
+        )
 
     def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
         """Draws held-out tasks (M, D). By default `all_tasks` in turn, or else tasks from p(T)."""

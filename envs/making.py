@@ -50,6 +50,7 @@ def make_vec(
     )
     if not isinstance(env, VectorFamily):
         raise ValueError(
-            f"{env_id} is not a task family: its vector entry point is not a maml_rl.envs.TaskVectorEnv."
+            f"{env_id} is not a task family: its class has no task_space, a Gymnasium space that says what a task "
+            "is, and its vector entry point is not a maml_rl.envs.TaskVectorEnv."
         )
     return env

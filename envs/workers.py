@@ -41,11 +41,31 @@ def reset_with_task(env: Env, task: Array, seed: int | None = None) -> tuple[Any
     return env.reset(seed=seed, options={"task": task})
 
 
-def make_flat(spec: EnvSpec | str, **kwargs: Any) -> Env:
-    """Makes an environment as `gymnasium.make` does, and flattens observations of Dict, Tuple, ... spaces."""
+def make_flat(spec: EnvSpec | str, render_mode: str | None = None, **kwargs: Any) -> Env:
+    """Makes an environment as `gymnasium.make` does, with observations of a one-dimensional Box or Discrete space.
+
+    Raises:
+        ValueError: If the observations cannot be flattened to a fixed number of numbers.
+    """
+    if render_mode is not None:  # not every class has this argument
+        kwargs["render_mode"] = render_mode
     env: Env = gymnasium.make(spec, **kwargs)
-    numbers = isinstance(env.observation_space, spaces.Box | spaces.Discrete)
-    return env if numbers else FlattenObservation(env)
+    space = env.observation_space
+    if not isinstance(space, spaces.Discrete) and not (isinstance(space, spaces.Box) and len(space.shape) == 1):
+        try:
+            env = FlattenObservation(env)
+        except (NotImplementedError, ValueError) as error:
+            raise ValueError(_NOT_FLAT.format(env.spec.id if env.spec else env, space)) from error
+    flat = env.observation_space
+    if not isinstance(flat, spaces.Discrete) and not (isinstance(flat, spaces.Box) and flat.shape[0]):
+        raise ValueError(_NOT_FLAT.format(env.spec.id if env.spec else env, space))
+    return env
+
+
+_NOT_FLAT = (
+    "{}: observations of {} cannot be flattened to a fixed number of numbers; wrap the environment so that they "
+    "can, for example without texts and sequences"
+)
 
 
 class Slots:

@@ -14,6 +14,7 @@ import ant_vel
 import half_cheetah_dir
 import half_cheetah_vel
 import navigation_2d
+import sparse_navigation_2d
 import tyro
 from maml_rl.envs import num_cores
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,6 +26,7 @@ from maml_rl.runs.folder import load_config
 
 BASES = {
     "navigation_2d": navigation_2d.CONFIG,
+    "sparse_navigation_2d": sparse_navigation_2d.CONFIG,
     "half_cheetah_vel": half_cheetah_vel.CONFIG,
     "half_cheetah_dir": half_cheetah_dir.CONFIG,
     "ant_vel": ant_vel.CONFIG,
@@ -36,7 +38,7 @@ ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
 METHODS: dict[str, dict[str, dict[str, object]]] = {
     "navigation_2d": {
         "maml": {},
-        "learned_step": {"learn_lr": "task"},
+        "learned_step": {"learn_lr": "task", "max_kl": 0.06},
         "maml_lvc": {"estimator": "lvc"},
         "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
         "e_maml": {"e_maml": 1 / 20},  # 1/K
@@ -60,16 +62,41 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         },
         "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
     },
+    # Where a task is felt only near its goal, methods differ in how they explore.
+    "sparse_navigation_2d": {
+        "maml": {},
+        "learned_step": {"learn_lr": "task", "max_kl": 0.06},
+        "learned_advantage": {"inner_advantage": "learned"},
+        "maml_lvc": {"estimator": "lvc"},
+        "maml_dice": {"estimator": "dice", "dice_lambda": 0.8},
+        "e_maml": {"e_maml": 1 / 20},  # 1/K
+        "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
+        "rl2": {
+            "rl2_episodes": 2,
+            "num_steps": 0,
+            "outer": "ppo",
+            "outer_lr": 0.002,
+            "ppo_epochs": 10,
+            "hidden_sizes": (64,),
+            "num_tasks": 40,
+            "num_rollouts": 4,
+            "iterations": 250,
+            "eval_num_steps": 60,
+        },
+    },
     # Without an inner step to estimate, half as many rollouts do; ants go on learning for longer.
     **{
         family: {
             "maml": {},
+            "learned_step": {"learn_lr": "task"},
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
-        for family in list(BASES)[1:]
+        for family in list(BASES)[2:]
     },
 }
+# All names of methods, each once.
+_NAMES = dict.fromkeys(name for methods in METHODS.values() for name in methods)
 
 
 def options(family: str, method: str, seed: int, root: Path) -> Config:
@@ -118,7 +145,7 @@ def training_record(config: Config, trained_by: str) -> dict[str, object]:
 
 def main(
     families: tuple[Literal[*BASES], ...] = tuple(BASES),
-    methods: tuple[Literal[*METHODS["navigation_2d"]], ...] = tuple(METHODS["navigation_2d"]),
+    methods: tuple[Literal[*_NAMES], ...] = tuple(_NAMES),
     seeds: tuple[int, ...] = (1, 2, 3),
     root: Path = Path("runs/reproduce"),
 ) -> None:

@@ -221,6 +221,8 @@ def _plain(value: Any) -> Any:
 def _check_value(name: str, value: Any, annotation: Any, limits: Any) -> None:
     if value is None:
         return
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"{name} has {len(str(abs(value)))} digits, but must fit into 64 bits.")
     if get_origin(annotation) is Literal and value not in get_args(annotation):
         raise UserError(f"{name} is {value!r}, but must be one of {', '.join(get_args(annotation))}.")
     if not {"at_least", "above", "at_most"} & limits.keys():

@@ -16,7 +16,7 @@ from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
 
 # What the tests of every family leave out.
 ON_PURPOSE = {"tests/NanAfterEnd-v0", "tests/NoWay-v0", "tests/Slow-v0", "tests/Mixed-v0"}
-ON_PURPOSE |= {"tests/Stubborn-v0", "tests/Careless-v0"}
+ON_PURPOSE |= {"tests/Stubborn-v0", "tests/Careless-v0", "tests/Deaf-v0"}
 
 
 class MisbehavingVectorEnv(Navigation2DVectorEnv):
@@ -357,3 +357,53 @@ class BadlyMadeEnv(TroubledEnv):
 
 for _name in ("Careless", "BadlyMade"):
     gymnasium.register(f"tests/{_name}-v0", entry_point=f"misbehaving:{_name}Env", max_episode_steps=20)
+
+
+class MissionSpace(gymnasium.Space):
+    """A space of texts that Gymnasium cannot flatten, as MiniGrid has one."""
+
+    def sample(self, mask=None, probability=None):
+        return "go"
+
+
+class NewcomerEnv(gymnasium.Env):
+    """An environment as people have it: no argument render_mode, and spaces of a given kind."""
+
+    observations = {  # noqa: RUF012
+        "table": gymnasium.spaces.Box(-1.0, 1.0, (5, 7), np.float32),
+        "number": gymnasium.spaces.Box(-1.0, 1.0, (), np.float32),
+        "picture": gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8),
+        "text": gymnasium.spaces.Dict(
+            mission=MissionSpace(), picture=gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8)
+        ),
+        "nothing": gymnasium.spaces.Dict(),
+        "no numbers": gymnasium.spaces.Box(-1.0, 1.0, (0,), np.float32),
+    }
+    tasks = {  # noqa: RUF012
+        "discrete": gymnasium.spaces.Discrete(3, start=2),
+        "multi-discrete": gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 0]),
+        "unbounded": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64),
+    }
+
+    def __init__(self, see="table", task="discrete", listens=True):
+        self.observation_space, self.task_space = copy.deepcopy(self.observations[see]), self.tasks[task]
+        self.action_space, self.listens, self.task = gymnasium.spaces.Discrete(2), listens, 0.0
+
+    def set_task(self, task):
+        assert self.task_space.contains(task)
+        self.task = np.sum(task) if self.listens else 0.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), float(action * self.task), False, False, {}
+
+
+gymnasium.register("tests/Newcomer-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5)
+gymnasium.register(
+    "tests/Deaf-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5, kwargs={"listens": False}
+)

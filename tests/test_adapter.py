@@ -12,7 +12,7 @@ import misbehaving
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
-from maml_rl.envs import BrokenEnvironmentError, make_vec
+from maml_rl.envs import BrokenEnvironmentError, check_family, make_vec
 
 TASKS = np.array([[0.1], [0.2], [0.95], [0.3], [0.6]])
 
@@ -295,3 +295,47 @@ def test_an_environment_that_fails_to_close_is_in_the_log(trouble, caplog):
     env = make_vec("tests/BadlyMade-v0", 2, trouble=trouble)
     env.close()
     assert "in close" in caplog.text
+
+
+@pytest.mark.parametrize("see", ["table", "number", "picture"])
+@pytest.mark.parametrize("task", ["discrete", "multi-discrete"])
+def test_environments_as_people_have_them_train(see, task, command):
+    arguments = ("train", "--env-id", "tests/Newcomer-v0", *TINY, "--iterations", 1, "--run-dir", "run")
+    result = command(*arguments, "--num-workers", 0, "--env-kwargs", "see", see, "task", task)
+    assert result.returncode == 0, result.stderr
+
+
+def test_discrete_tasks_are_drawn_uniformly():
+    for task, expected in (
+        ("discrete", [2, 3, 4]),
+        ("multi-discrete", [[1, 0], [1, 1], [1, 2], [2, 0], [2, 1], [2, 2]]),
+    ):
+        env = make_vec("tests/Newcomer-v0", 2, task=task)
+        tasks, counts = np.unique(env.sample_tasks(6000, np.random.default_rng(0)), axis=0, return_counts=True)
+        np.testing.assert_array_equal(tasks, expected)
+        np.testing.assert_allclose(counts, 6000 / len(expected), rtol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"see": "text"}, "cannot be flattened to a fixed number of numbers; wrap the environment"),
+        ({"see": "nothing"}, "cannot be flattened to a fixed number of numbers; wrap the environment"),
+        ({"see": "no numbers"}, "cannot be flattened to a fixed number of numbers; wrap the environment"),
+        ({"task": "unbounded"}, "define sample_tasks"),
+    ],
+)
+def test_spaces_that_do_not_fit_are_one_sentence(kwargs, sentence, command):
+    words = [word for pair in kwargs.items() for word in pair]
+    result = command("train", "--env-id", "tests/Newcomer-v0", *TINY, "--run-dir", "run", "--env-kwargs", *words)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_environment_that_ignores_its_task_is_named():
+    with pytest.warns(
+        UserWarning, match=r"tests/Deaf-v0: the tasks 2 and 4 give the same observations and rewards"
+    ):
+        check_family("tests/Deaf-v0")
+    check_family("misbehaving:tests/Newcomer-v0")

@@ -161,7 +161,7 @@ def test_factors_of_layers_are_each_layer_s_own():
     config = Config(inner_lr=0.3, learn_lr="layer")
     policy, theta, places = with_factors(config)
     theta[places[LOG_LR_FACTORS]] = torch.log(torch.tensor([2.0, 3.0, 4.0], dtype=theta.dtype))
-    alpha = step_sizes(policy, theta, theta, task(random_rollouts("normal"), 0), config)
+    alpha = step_sizes(policy, theta, task(random_rollouts("normal"), 0), config)
     for name, factor in (("body.0.weight", 2), ("body.0.bias", 2), ("head.log_std", 3), ("head.mean.weight", 4)):
         torch.testing.assert_close(alpha[places[name]], torch.full_like(alpha[places[name]], 0.3 * factor))
 

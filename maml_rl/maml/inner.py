@@ -5,15 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import Distribution, act, unflatten
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
 from ..sampling.advantages import discounted_sums
 from ..sampling.rollouts import Rollouts, masked_mean
-from .rules import NUM_STATISTICS, learned_advantages, set_scales, statistics, step_features
-from .step_sizes import step_sizes, without_rules
+from .rules import learned_advantages, set_scales, statistics, step_features
+from .step_sizes import step_sizes
 
 
 def vpg(log_probs: Tensor, old: Tensor, config: Config) -> Tensor:
@@ -89,13 +88,9 @@ def adapt(
     Returns:
         θ', (P,), and π_θ at the support's observations, of tensors (K·H, ...). Both are differentiable in θ.
     """
-    gradient, distribution = _gradient(policy, theta, support, config)
+    differentiate = grad(inner_loss, argnums=1, has_aux=True)
+    gradient, distribution = differentiate(policy, theta, support, config)
     return inner_update(policy, theta, gradient, support, config, lr_factor), distribution
-
-
-def _gradient(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> tuple[Tensor, Distribution]:
-    result: tuple[Tensor, Distribution] = grad(inner_loss, argnums=1, has_aux=True)(policy, theta, support, config)
-    return result
 
 
 def inner_update(
@@ -109,7 +104,7 @@ def inner_update(
     """θ - α g of one task, (P,), where g is the gradient of its inner loss on its rollouts."""
     if config.first_order:
         gradient = gradient.detach()  # ∂θ'/∂θ = I
-    return theta - lr_factor * step_sizes(policy, theta, gradient, support, config) * gradient
+    return theta - lr_factor * step_sizes(policy, theta, support, config) * gradient
 
 
 def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> Tensor:
@@ -128,21 +123,8 @@ def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Con
     """
     theta = theta.clone()
     networks = unflatten(policy, theta)  # views
-
-    def of_steps() -> Tensor:
-        return vmap(step_features)(support)[support.mask]
-
-    def of_task(support: Rollouts) -> Tensor:
-        gradient, _ = _gradient(policy, theta, support, config)
-        return statistics(support, without_rules(policy, gradient))
-
-    def of_tasks() -> Tensor:
-        found: Tensor = vmap(of_task, chunk_size=config.chunk_tasks)(support)
-        return found.detach()
-
     if config.inner_advantage == "learned":
-        one_task: Rollouts = tree_map(lambda x: x[0], support)
-        set_scales(networks[ADVANTAGE_NETWORK], step_features(one_task).shape[-1], of_steps)
+        set_scales(networks[ADVANTAGE_NETWORK], vmap(step_features)(support)[support.mask])
     if config.learn_lr == "task":
-        set_scales(networks[LOG_LR_FACTORS], NUM_STATISTICS, of_tasks)
+        set_scales(networks[LOG_LR_FACTORS], vmap(statistics)(support))
     return theta

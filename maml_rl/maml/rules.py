@@ -5,8 +5,6 @@ is 0 at first, so that training starts with the plain rule. Its inputs are shift
 batch of tasks shows, because their units depend on the family. These scales are a part of the parameter too.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -14,7 +12,7 @@ from torch.nn.functional import pad
 from ..sampling.rollouts import Rollouts, masked_mean
 
 _UNITS = 32  # of the hidden layer
-NUM_STATISTICS = 3  # of a task, see `statistics`
+NUM_STATISTICS = 2  # of a task, see `statistics`
 
 
 def initial_network(num_inputs: int, num_outputs: int) -> Tensor:
@@ -35,20 +33,14 @@ def evaluate_network(network: Tensor, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def statistics(support: Rollouts, gradient: Tensor) -> Tensor:
-    """What `learn_lr task` knows of a task, (3,).
+def statistics(support: Rollouts) -> Tensor:
+    """What `learn_lr task` knows of a task, (2,), from its rollouts (K, H, ...).
 
-    These are the mean and the standard deviation of its rewards, which returns to go and advantages have lost, and
-    the logarithm of the norm of the inner loss's gradient.
-
-    Args:
-        support: The task's rollouts, (K, H, ...).
-        gradient: The gradient in the parameters that are not inner rules.
+    These are the mean and the standard deviation of its rewards, which returns to go and advantages have lost.
     """
     mean = masked_mean(support.rewards, support.mask)
     std = masked_mean((support.rewards - mean).square(), support.mask).sqrt()
-    norm = 0.5 * torch.log(gradient.square().sum() + 1e-12)  # finite for a gradient of 0
-    return torch.stack([mean, std, norm])
+    return torch.stack([mean, std])
 
 
 def num_features(observation_size: int, action_size: int) -> int:
@@ -83,16 +75,13 @@ def learned_advantages(network: Tensor, support: Rollouts) -> Tensor:
     return support.advantages * (1 + u) + scale * v
 
 
-def set_scales(network: Tensor, num_inputs: int, inputs: Callable[[], Tensor]) -> None:
+def set_scales(network: Tensor, inputs: Tensor) -> None:
     """Sets the scales of a network, in place, to those of inputs (N, n), unless they are set.
 
-    Args:
-        network: The network.
-        num_inputs: n.
-        inputs: Computes the inputs, which takes as long as an inner step. It is not called if the scales are set.
+    An input that does not vary keeps its unit.
     """
-    shift, factor = network[: 2 * num_inputs].view(2, num_inputs)
+    shift, factor = network[: 2 * inputs.shape[-1]].view(2, -1)
     if not factor.any():
-        of_batch = inputs()
-        shift.copy_(of_batch.mean(0))
-        factor.copy_(1 / (of_batch.std(0, correction=0) + 1e-8))
+        std = inputs.std(0, correction=0)
+        shift.copy_(inputs.mean(0))
+        factor.copy_(torch.where(std > 1e-6, 1 / std, 1.0))

@@ -56,16 +56,13 @@ def _layers(policy: nn.Module) -> Tensor:
     return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
 
 
-def step_sizes(
-    policy: nn.Module, theta: Tensor, gradient: Tensor, support: Rollouts, config: Config
-) -> Tensor | float:
+def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> Tensor | float:
     """α of every entry of θ for one task, (P,), or one number for all. It is 0 where inner steps change nothing.
 
     Args:
         policy: The policy module.
         theta: θ, (P,).
-        gradient: The gradient of the task's inner loss, (P,), which α may depend on, as on the next.
-        support: The task's rollouts, (K, H, ...).
+        support: The task's rollouts, (K, H, ...), which α may depend on.
         config: The inner step's options are used.
     """
     if not config.changed("learn_lr", "adapt_only", "log_std_lr", "inner_advantage"):
@@ -79,7 +76,7 @@ def step_sizes(
         adapted = config.adapt_only in (None, part)
         alphas[name] = theta.new_full((parameter.numel(),), own if adapted else 0.0)
     if config.learn_lr != "no":
-        factors = _factors(policy, rules[LOG_LR_FACTORS], gradient, support, config)
+        factors = _factors(policy, rules[LOG_LR_FACTORS], support, config)
         sizes = [len(alpha) for alpha in alphas.values()]
         alphas = {
             name: alpha * factor
@@ -89,15 +86,10 @@ def step_sizes(
     return torch.cat([alphas[name] for name, _ in policy.named_parameters()])
 
 
-def _factors(policy: nn.Module, learned: Tensor, gradient: Tensor, support: Rollouts, config: Config) -> Tensor:
+def _factors(policy: nn.Module, learned: Tensor, support: Rollouts, config: Config) -> Tensor:
     """The learned factors on α of a task, for each parameter that is not an inner rule."""
     if config.learn_lr == "task":
-        learned = evaluate_network(learned, statistics(support, without_rules(policy, gradient)))
+        learned = evaluate_network(learned, statistics(support))
     layers = _layers(policy).to(learned.device)
     factors = learned.exp()
     return factors[layers] if config.learn_lr in ("layer", "task") else factors.expand(len(layers))
-
-
-def without_rules(policy: nn.Module, x: Tensor) -> Tensor:
-    """Leaves the entries of inner rules out of a tensor like θ, (P,)."""
-    return torch.cat([part.flatten() for name, part in unflatten(policy, x).items() if name not in INNER_RULES])

@@ -86,8 +86,8 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
 def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curves]:
     """Returns the curves of each method over its seeds, in the given order, and those of an untrained policy.
 
-    If methods have the same name, the options in which they differ are added to it. "random" is the untrained policy
-    of plain MAML, or if that is not compared, of the first method in the alphabet that has inner steps.
+    If methods have the same name, the options in which they differ are added to it. "random" is the untrained
+    policy of plain MAML, or if that is not compared, of the first method in the alphabet that has inner steps.
 
     Raises:
         UserError: If two runs have the same method and the same seed.

@@ -78,11 +78,15 @@ class Events:
 
 
 def _add_options(writer: SummaryWriter, config: Config) -> None:
+    """Writes all options as text. HPARAMS gets those that differ from the defaults, and the seed."""
     options = {
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, value in dataclasses.asdict(config).items()
+        if name not in ("run_dir", "resume")
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in options.items())
+    changed = {"seed", *config.changed(*options)}
+    options = {name: value for name, value in options.items() if name in changed}
     writer.add_text("config", f"| option | value |\n|---|---|\n{table}", 0)
     layout = {group: ["Multiline", [rf"^{group}/return_step_\d+$"]] for group in ("train", "eval")}
     writer.add_custom_scalars({"returns": layout})

@@ -1,6 +1,8 @@
 """The environments of a run's task family."""
 
 import importlib
+import math
+import os
 import re
 
 import gymnasium
@@ -72,6 +74,25 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
         )
     require_actions(config.env_id, env.single_action_space)
     return env
+
+
+def require_memory(env: VectorFamily, num_rollouts: int) -> None:
+    """Refuses rollouts that cannot fit into this machine's memory.
+
+    Raises:
+        UserError: If that many rollouts of the family need more memory than there is.
+    """
+    assert env.max_episode_steps is not None
+    sizes = (spaces.flatdim(env.single_observation_space), 3 * spaces.flatdim(env.single_action_space), 8)
+    needed = 4e-9 * num_rollouts * env.max_episode_steps * sum(sizes)
+    memory = (
+        1e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    )
+    if needed > memory:
+        raise UserError(
+            f"{num_rollouts} rollouts of {env.max_episode_steps} steps need at least {needed:.0f} GB of "
+            f"memory, but this machine has {memory:.0f} GB; lower num_tasks, num_rollouts or horizon."
+        )
 
 
 def sample_tasks(env: VectorFamily, num_tasks: int, rng: np.random.Generator, held_out: bool = False) -> Array:
