@@ -17,6 +17,7 @@ from conftest import ROOT, TINY
 from maml_rl.envs import check_family
 
 from maml_rl import cli
+from maml_rl.runs.folder import save_config
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -155,6 +156,9 @@ def test_commands_parse(line, registry, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [str(script or "maml-rl"), *words])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
+    for folder in re.findall(r"--resume (\w\S*)", line):  # a run with options of its own to go on with
+        (tmp_path / folder).mkdir(parents=True)
+        save_config(cli.Config(run_dir=tmp_path / folder))
     assert not exit_code(lambda: runpy.run_path(str(script), run_name="__main__") if script else cli.main())
 
 
@@ -206,7 +210,7 @@ def test_families_named_are_the_registered_ones():
 
 def test_options_named_exist():
     known = {name.replace("_", "-") for name in cli.Config.__dataclass_fields__}
-    of_commands = {"trust", "tasks", "picture", "help", "num-tasks", "num-rollouts"}
+    of_commands = {"trust", "tasks", "picture", "output", "help", "num-tasks", "num-rollouts"}
     of_scripts = {"families", "methods", "seeds", "root", "batches", "repetitions", "sizes", "horizon"}
     of_tools = {"logdir", "directory", "name"}
     for page, text in PAGES.items():
