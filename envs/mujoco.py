@@ -2,11 +2,9 @@
 
 import atexit
 import copy
-import functools
 import importlib
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,16 +19,13 @@ from scipy.special import ndtri
 
 from .family import Array, Bools, Floats, VectorFamily, num_cores
 from .native import TaskVectorEnv
+from .opengl import NO_OPENGL, opengl_backend
 
 _ASSETS = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
 _PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 # A simulation with a larger number (metres, or metres per second) counts as broken. MuJoCo's own limit is 1e10,
 # but a single such reward would already outweigh all others of a meta-batch.
 _HUGE = 1e6
-_NO_OPENGL = (
-    "MuJoCo finds no OpenGL to render with; install EGL or OSMesa (on Debian and Ubuntu: `apt install libegl1 "
-    "libgl1-mesa-dri` or `apt install libosmesa6`), or set MUJOCO_GL to one that works."
-)
 
 
 def quiet_mujoco() -> None:
@@ -245,36 +240,30 @@ def _make_renderer(model: mujoco.MjModel) -> mujoco.Renderer:
     """Makes a renderer with OpenGL as MUJOCO_GL says, or else with a backend that works here."""
     given = os.environ.get("MUJOCO_GL") or sys.platform != "linux"
     context = None if given else _find_opengl()
-    before = getattr(mujoco.gl_context, "GLContext", None)
+    # Where the renderer looks for OpenGL. The module has moved since version 3.9.
+    opengl: Any = vars(sys.modules[mujoco.Renderer.__module__])["gl_context"]
+    before = getattr(opengl, "GLContext", None)
     try:
         if context is not None:
             # MuJoCo chose a backend when it was imported, without trying it. This renderer gets one that works.
-            mujoco.gl_context.GLContext = context
+            opengl.GLContext = context
         return mujoco.Renderer(model, 240, 320)
     except (mujoco.FatalError, RuntimeError, AttributeError) as error:
-        raise gymnasium.error.DependencyNotInstalled(f"{_NO_OPENGL} ({error})") from error
+        raise gymnasium.error.DependencyNotInstalled(f"{NO_OPENGL} ({error})") from error
     finally:
         if context is not None:
-            mujoco.gl_context.GLContext = before
+            opengl.GLContext = before
 
 
-@functools.cache
 def _find_opengl() -> Any:
-    """Returns the class of OpenGL contexts that works here, with a display or without. Tries once per process."""
-    for backend in ("glfw", "egl", "osmesa") if os.environ.get("DISPLAY") else ("egl", "osmesa"):
-        # It is tried in another process, because a failed attempt binds PyOpenGL to the wrong platform.
-        attempt = subprocess.run(
-            [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"],
-            env={**os.environ, "MUJOCO_GL": backend},
-            capture_output=True,
-            check=False,
-        )
-        if attempt.returncode == 0:
-            platform = os.environ.get("PYOPENGL_PLATFORM")
-            try:
-                return importlib.import_module(f"mujoco.{backend}").GLContext
-            finally:  # MuJoCo's module sets it for PyOpenGL, which reads it only when it is imported
-                os.environ.pop("PYOPENGL_PLATFORM", None)
-                if platform is not None:
-                    os.environ["PYOPENGL_PLATFORM"] = platform
-    raise gymnasium.error.DependencyNotInstalled(_NO_OPENGL)
+    """Returns the class of OpenGL contexts that works here."""
+    backend = opengl_backend()
+    if backend is None:
+        raise gymnasium.error.DependencyNotInstalled(NO_OPENGL)
+    platform = os.environ.get("PYOPENGL_PLATFORM")
+    try:
+        return importlib.import_module(f"mujoco.{backend}").GLContext
+    finally:  # MuJoCo's module sets it for PyOpenGL, which reads it only when it is imported
+        os.environ.pop("PYOPENGL_PLATFORM", None)
+        if platform is not None:
+            os.environ["PYOPENGL_PLATFORM"] = platform

@@ -28,6 +28,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import FlattenObservation
 
 from .family import Array, Bools
+from .opengl import opengl_chosen
 
 Env = gymnasium.Env[Any, Any]
 _log = logging.getLogger(__name__)
@@ -119,7 +120,8 @@ class Slots:
     def render(self, row: int) -> Array:
         """Renders one environment."""
         self.begin(row)
-        return np.asarray(self.envs[row].render())
+        with opengl_chosen():
+            return np.asarray(self.envs[row].render())
 
     def close(self) -> None:
         """Closes all environments."""

@@ -330,9 +330,10 @@ def test_quiet_mujoco_keeps_a_handler_that_is_installed():
 def test_rendering_leaves_the_process_as_it_was(given):
     """In a process of its own, because OpenGL is chosen once in each."""
     code = """
-import os, subprocess, gymnasium, mujoco
+import os, subprocess, sys, gymnasium, mujoco
 from maml_rl.envs import make_vec
-before, context = dict(os.environ), mujoco.gl_context.GLContext
+opengl = vars(sys.modules[mujoco.Renderer.__module__])['gl_context']  # moved since 3.9
+before, context = dict(os.environ), opengl.GLContext
 ran, run = [], subprocess.run
 subprocess.run = lambda *arguments, **kwargs: (ran.append(arguments), run(*arguments, **kwargs))[1]
 for name in ("HalfCheetahVel", "AntVel"):
@@ -349,7 +350,7 @@ for name in ("HalfCheetahVel", "AntVel"):
 else:
     assert len(ran) == attempts  # the second environment tries no backend again
 assert dict(os.environ) == before
-assert mujoco.gl_context.GLContext is context
+assert opengl.GLContext is context
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
     environment["MUJOCO_GL"] = given

@@ -15,7 +15,7 @@ def state():
         "environment": {k: v for k, v in os.environ.items() if not k.startswith(("PYGAME", "TORCHINDUCTOR"))},
         "threads": torch.get_num_threads(),
         "mujoco": mujoco.get_mju_user_warning(),
-        "opengl": getattr(mujoco, "gl_context", None) and mujoco.gl_context.GLContext,
+        "opengl": vars(sys.modules[mujoco.Renderer.__module__])["gl_context"].GLContext,
         "path": list(sys.path),
         "folder": os.getcwd(),
         "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
