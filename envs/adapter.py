@@ -1,6 +1,7 @@
 """Families of single Gymnasium environments: N of them in this process, or divided among worker processes."""
 
 import inspect
+import logging
 import os
 import signal
 import time
@@ -17,6 +18,9 @@ from gymnasium.vector import AutoresetMode
 
 from .family import Array, Bools, Floats, VectorFamily, in_words
 from .workers import Slots, Worker, close, make_flat
+
+
+_log = logging.getLogger(__name__)
 
 
 class BrokenEnvironmentError(RuntimeError):
@@ -111,6 +115,9 @@ class AdaptedVectorEnv(VectorFamily):
         shares = [share for share in split if share.size]
         self._bounds = [int(share[0]) for share in shares[1:]]
         self._workers: list[Worker] = []
+        if self.num_envs > 1:
+            where = f"{len(shares)} processes" if num_workers else "this process"
+            _log.info("making %d environments of %s in %s", self.num_envs, self.name, where)
         if num_workers:
             self._workers = [Worker(make, int(share[0]), len(share)) for share in shares]
             self._collect("make")

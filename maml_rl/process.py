@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import logging
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def prepare_process() -> None:
       written, and worker processes end. More of them change nothing. A signal that is ignored stays ignored.
     * A full or closed standard error does not stop a run. Characters that the output cannot show become "?".
     * Pictures are drawn without a window, whatever MPLBACKEND says.
+    * Messages of this package, such as how many environments it makes, go to standard error.
     """
     for number in _STOPPING:
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -56,6 +58,8 @@ def prepare_process() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open until the end)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("maml_rl").setLevel(logging.INFO)
     if not isinstance(sys.stderr, _Unfailing):
         sys.stderr = _Unfailing(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
 

@@ -1,5 +1,6 @@
 """Environments without native code: in this process or in others, the same; and what goes wrong in them."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,6 +14,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 from maml_rl.envs import BrokenEnvironmentError, check_family, make_vec
+
+from maml_rl import Config
+from maml_rl.runs import evaluation
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.families import make_env
 
 TASKS = np.array([[0.1], [0.2], [0.95], [0.3], [0.6]])
 
@@ -339,3 +345,17 @@ def test_an_environment_that_ignores_its_task_is_named():
     ):
         check_family("tests/Deaf-v0")
     check_family("misbehaving:tests/Newcomer-v0")
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 7, 8])
+def test_an_evaluation_needs_no_more_environments_than_training(num_tasks, monkeypatch):
+    """It takes place in rounds, and tasks and results belong together."""
+    config = Config(env_id="tests/SuccessOnce-v0", num_workers=0, num_tasks=4, num_rollouts=2, horizon=5)
+    config = dataclasses.replace(config, eval_num_tasks=num_tasks, eval_num_rollouts=3, eval_num_steps=1)
+    policy, made = new_policy(config), []
+    monkeypatch.setattr(evaluation, "make_env", lambda config, n: (made.append(n), make_env(config, n))[1])
+    tasks = np.linspace(0.1, 0.9, num_tasks)[:, None]
+    found = evaluation.evaluate_policy(policy, config, tasks=tasks)["methods"]["maml"]
+    assert max(made) <= 4 * 2
+    np.testing.assert_array_equal(np.array(found["success"]) > 0, np.repeat(tasks > 0.5, 2, axis=1))
+    assert np.shape(found["returns"]) == (num_tasks, 2)

@@ -36,7 +36,8 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
 
     Args:
         policy: The policy, with the parameters θ to start from.
-        config: The run's options. The rollouts are those of an evaluation with these `eval_...` options.
+        config: The run's options. The rollouts are those of an evaluation with these `eval_...` options and
+            `num_tasks` tasks.
         num_tasks: The number of held-out tasks to show.
 
     Returns:
@@ -45,6 +46,7 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
     Raises:
         UserError: If the family cannot be rendered here. The message says why.
     """
+    config = dataclasses.replace(config, eval_num_tasks=max(2, num_tasks))  # the fewest that it may be
     with held_out(policy, flatten(policy), config) as (env, tasks, phases):
         num_tasks = min(num_tasks, len(tasks))
         batches = [tree_map(lambda x: x[:num_tasks], batch) for batch in phases]

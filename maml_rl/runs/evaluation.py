@@ -4,20 +4,24 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from ..config import Config
 from ..envs import VectorFamily
 from ..errors import UserError
 from ..methods import Method, curve_name, method_of
 from ..policies import flatten
-from ..sampling.families import given_tasks, make_env, sample_tasks
+from ..sampling.families import given_tasks, is_native, make_env, sample_tasks
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array
 from ..sampling.streams import numpy_generator, stream
@@ -129,6 +133,8 @@ def held_out(
 ) -> Iterator[tuple[VectorFamily, Array, Iterator[Rollouts]]]:
     """Adapts to held-out tasks. They are drawn from a stream that training never uses.
 
+    Families that step single environments are evaluated in rounds of no more environments than training has.
+
     Args:
         policy: The policy module.
         theta: θ to start from on every task, (P,); not changed.
@@ -139,8 +145,11 @@ def held_out(
         The environments, which are closed afterwards, the tasks (M, D), and S + 1 batches of rollouts (M, K, H,
         ...), each collected only when it is requested.
     """
-    seed = held_out_seed(config)
-    env = make_env(config, config.eval_num_tasks * config.eval_num_rollouts)
+    seed, num_rollouts = held_out_seed(config), config.eval_num_rollouts
+    at_once = config.eval_num_tasks
+    if not is_native(config.env_id):  # its environments may be large and slow, and training has room for this many
+        at_once = min(at_once, max(1, config.num_tasks * config.num_rollouts // num_rollouts))
+    env = make_env(config, at_once * num_rollouts)
     try:
         if tasks is None:
             generator = numpy_generator(seed, "held-out tasks")
@@ -148,10 +157,32 @@ def held_out(
         else:
             chosen = given_tasks(env, tasks, config.eval_num_tasks, "tasks")
         factors, seeds = lr_factors(config, config.eval_num_steps), stream(seed, "held-out rollouts")
-        num_rollouts = config.eval_num_rollouts
-        yield env, chosen, method_of(config).collect(env, policy, theta, chosen, num_rollouts, seeds, factors)
+        collect = partial(method_of(config).collect, env, policy, theta)
+        if is_native(config.env_id):
+            yield env, chosen, collect(chosen, num_rollouts, seeds, factors)
+        else:
+            num_rounds = -(-len(chosen) // at_once)
+            # The last round is filled up with tasks whose results are not used.
+            rounds = np.split(np.resize(chosen, (num_rounds * at_once, *chosen.shape[1:])), num_rounds)
+            parts = [
+                collect(some, num_rollouts, part, factors)
+                for some, part in zip(rounds, seeds.spawn(num_rounds), strict=True)
+            ]
+            yield env, chosen, _joined(parts, len(chosen))
     finally:
         env.close()
+
+
+def _joined(rounds: list[Iterator[Rollouts]], num_tasks: int) -> Iterator[Rollouts]:
+    """Joins the phases of rounds, in each of which the same environments see other tasks."""
+    with tqdm(total=len(rounds), desc="evaluating", unit="round", leave=False) as progress:
+        collected = []
+        for phases in rounds:  # one round after the other
+            collected.append([*phases])
+            progress.update()
+    for phases in zip(*collected, strict=True):
+        joined: Rollouts = tree_map(lambda *x: torch.cat(x)[:num_tasks], *phases)
+        yield joined
 
 
 def held_out_seed(config: Config) -> int:

@@ -38,6 +38,11 @@ def is_registered(env_id: str) -> bool:
     return env_id.rpartition(":")[2] in gymnasium.registry
 
 
+def is_native(env_id: str) -> bool:
+    """Returns whether a registered family steps all its environments together."""
+    return gymnasium.spec(env_id.rpartition(":")[2]).vector_entry_point is not None
+
+
 def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> VectorFamily:
     """Makes N environments of a run's family, which must already be registered.
 
