@@ -19,7 +19,6 @@ from gymnasium.vector import AutoresetMode
 from .family import Array, Bools, Floats, VectorFamily, in_words
 from .workers import Slots, Worker, close, make_flat
 
-
 _log = logging.getLogger(__name__)
 
 

@@ -46,7 +46,10 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
     Raises:
         UserError: If the family cannot be rendered here. The message says why.
     """
-    config = dataclasses.replace(config, eval_num_tasks=max(2, num_tasks))  # the fewest that it may be
+    shown = max(2, num_tasks)  # an evaluation has at least two tasks; these are all in one round
+    config = dataclasses.replace(
+        config, eval_num_tasks=shown, num_tasks=shown, num_rollouts=config.eval_num_rollouts
+    )
     with held_out(policy, flatten(policy), config) as (env, tasks, phases):
         num_tasks = min(num_tasks, len(tasks))
         batches = [tree_map(lambda x: x[:num_tasks], batch) for batch in phases]

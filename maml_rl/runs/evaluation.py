@@ -166,7 +166,7 @@ def held_out(
             rounds = np.split(np.resize(chosen, (num_rounds * at_once, *chosen.shape[1:])), num_rounds)
             parts = [
                 collect(some, num_rollouts, part, factors)
-                for some, part in zip(rounds, seeds.spawn(num_rounds), strict=True)
+                for some, part in zip(rounds, [seeds] if num_rounds == 1 else seeds.spawn(num_rounds), strict=True)
             ]
             yield env, chosen, _joined(parts, len(chosen))
     finally:
@@ -177,11 +177,11 @@ def _joined(rounds: list[Iterator[Rollouts]], num_tasks: int) -> Iterator[Rollou
     """Joins the phases of rounds, in each of which the same environments see other tasks."""
     with tqdm(total=len(rounds), desc="evaluating", unit="round", leave=False) as progress:
         collected = []
-        for phases in rounds:  # one round after the other
-            collected.append([*phases])
+        for of_round in rounds:  # one round after the other
+            collected.append([*of_round])
             progress.update()
-    for phases in zip(*collected, strict=True):
-        joined: Rollouts = tree_map(lambda *x: torch.cat(x)[:num_tasks], *phases)
+    for of_phase in zip(*collected, strict=True):
+        joined: Rollouts = tree_map(lambda *x: torch.cat(x)[:num_tasks], *of_phase)
         yield joined
 
 
