@@ -1,6 +1,6 @@
-"""MAML on half-cheetahs that run at a given speed, as in section 5.3 of arXiv:1703.03400.
+"""MAML with a learned step on half-cheetahs that run at a given speed, as in section 5.3 of arXiv:1703.03400.
 
-`python experiments/half_cheetah_vel.py`
+`python experiments/half_cheetah_vel.py`. Plain MAML is `--learn-lr no`.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ CONFIG = Config(
     iterations=200,
     initial_std=0.5,
     inner_lr=0.01,
+    learn_lr="task",
     normalise_advantages=False,
     max_kl=0.1,
 )

@@ -39,6 +39,7 @@ _TABLE = re.compile(r"<!-- table: (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 # Options of a method that have a column of their own, or follow from others.
 _IN_OTHER_COLUMNS = {"env_id", "iterations", "method"}
 _FRAMES = 5
+LEARNED = "maml + learned step"  # as `label` calls it
 
 
 def runs_of(family: str, root: Path = RESULTS) -> list[Path]:
@@ -59,23 +60,32 @@ def as_markdown(rows: list[list[str]]) -> str:
 
 
 def summary_table(root: Path = RESULTS) -> str:
-    """Markdown: MAML beside its yardsticks after one step in each family, means over tasks and seeds."""
-    rows = [["family", "untrained", "pre-training", "MAML", "oracle", "score after 1, 2 steps", "as published"]]
+    """Markdown: MAML and the learned step beside their yardsticks after one step, means over tasks and seeds."""
+    head = ["untrained", "pre-training", "MAML", "learned step", "oracle"]
+    scores = ["score after 1, 2 steps: MAML", "learned step", "as published"]
+    rows = [["family", *head, *scores]]
     for family, base in BASES.items():
         folders = runs_of(family, root)
         mean = {
             name: np.concatenate(curves.returns).mean(0)
             for name, curves in (by_method(load_runs(folders)) if folders else {}).items()
         }
-        yardsticks = ("random", "pretrain", "maml", "oracle")
-        if mean.keys() >= set(yardsticks):
-            after = [mean[name][min(1, len(mean[name]) - 1)] for name in yardsticks]
-            ours = published.score(mean["maml"], mean["random"][: len(mean["maml"])], mean["oracle"][0])
+        if mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
+            shown = ("random", "pretrain", "maml", LEARNED, "oracle")
+            after = [f"{mean[name][min(1, len(mean[name]) - 1)]:.1f}" if name in mean else "" for name in shown]
             paper = {name: np.array(returns) for name, returns in published.RETURNS[base.env_id].items()}
-            theirs = published.score(paper["maml"], paper["random"], paper["oracle"][0])
-            scores = [f"{score[1]:.2f}, {score[2]:.2f}" for score in (ours, theirs)]
-            rows.append([f"`{base.env_id.removeprefix('maml_rl/')}`", *(f"{x:.1f}" for x in after), *scores])
+            cells = [
+                score_cell(of[name], of["random"], of["oracle"]) if name in of else ""
+                for of, name in ((mean, "maml"), (mean, LEARNED), (paper, "maml"))
+            ]
+            rows.append([f"`{base.env_id.removeprefix('maml_rl/')}`", *after, *cells])
     return as_markdown(rows)
+
+
+def score_cell(method: np.ndarray, random: np.ndarray, oracle: np.ndarray) -> str:
+    """The scores after one and two steps."""
+    scores = published.score(method, random[: len(method)], oracle[0])
+    return f"{scores[1]:.2f}, {scores[2]:.2f}"
 
 
 def how_table(folders: list[Path]) -> str:
@@ -161,9 +171,11 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     """All pictures of a family."""
     write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
     write_figure(folder / "learning.png", learning_figure(env_id, runs))
-    if not (folder / "maml/seed1/checkpoint.pt").exists():
+    best = folder / "learned_step/seed1"
+    shown = best if (best / "checkpoint.pt").exists() else folder / "maml/seed1"
+    if not (shown / "checkpoint.pt").exists():
         return
-    config, policy, state = load_run(folder / "maml" / "seed1")
+    config, policy, state = load_run(shown)
     family = load_env_creator(str(gymnasium.spec(env_id).vector_entry_point))
     if hasattr(family, "plot_rollouts"):
         with held_out(policy, state.theta, config) as (env, tasks, batches):
@@ -197,7 +209,7 @@ def all_tables() -> dict[str, str]:
         "tasks_seen": False,
         "tasks_given": False,
     }  # which files of version 0.1 do not say
-    evaluation |= json.loads((RESULTS / "navigation_2d/maml/seed1/evaluation.json").read_text())
+    evaluation |= json.loads((RESULTS / "navigation_2d/learned_step/seed1/evaluation.json").read_text())
     printed = "\n".join(line.rstrip() for line in table(evaluation).splitlines())
     return found | {"printed by make train": f"```text\n{printed}\n```"}
 

@@ -24,10 +24,11 @@ from maml_rl.cli import run
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_config
 
+# What a family's methods have in common is plain MAML. Some scripts train another method by default.
 BASES = {
-    "navigation_2d": navigation_2d.CONFIG,
+    "navigation_2d": dataclasses.replace(navigation_2d.CONFIG, learn_lr="no", max_kl=Config.max_kl),
     "sparse_navigation_2d": sparse_navigation_2d.CONFIG,
-    "half_cheetah_vel": half_cheetah_vel.CONFIG,
+    "half_cheetah_vel": dataclasses.replace(half_cheetah_vel.CONFIG, learn_lr="no"),
     "half_cheetah_dir": half_cheetah_dir.CONFIG,
     "ant_vel": ant_vel.CONFIG,
     "ant_dir": ant_dir.CONFIG,

@@ -13,6 +13,7 @@ def test_navigation_learns_as_it_did(command, tmp_path):
     """
     result = command(
         *("--iterations", 15, "--num-rollouts", 10, "--eval-every", 0, "--eval-num-steps", 2, "--run-dir", "run"),
+        *("--learn-lr", "no", "--max-kl", "0.01"),
         script="experiments/navigation_2d.py",
     )
     assert result.returncode == 0, result.stderr
