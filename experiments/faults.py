@@ -2,8 +2,8 @@
 
 * kills: runs are stopped by a signal at a random moment and resumed. In the end, each must have the parameters,
   curves and evaluation of a run that was never stopped, and must leave no process and no half-written file.
-* files: single bits of run folders are flipped, and files are cut short. Each must be refused with one sentence, or
-  be read as what was written.
+* files: single bits of run folders are flipped, and files are cut short. Each must be refused with one sentence,
+  or be read as what was written.
 * environments: families that raise, exit or return nonsense. Each must end in one sentence that names the fault.
 * inputs: options and files that cannot work. Each must end in one sentence.
 
