@@ -61,6 +61,8 @@ def open_run(
         stack.callback(progress.close)
         run = Run(config, method, policy, env, state, events, progress, device, callbacks)
         try:
+            if config.eval_every and not state.iteration:
+                run.evaluate_untrained()
             yield run
         except BaseException as error:
             try:
@@ -72,7 +74,8 @@ def open_run(
         if not config.iterations:
             run.checkpoint(run.state)
     load(policy, run.state.theta)
-    write_results(config.run_dir, adaptation_curves(policy, config, run.state, trained=run.last_curve))
+    curves = adaptation_curves(policy, config, run.state, run.last_curve, run.untrained_curve)
+    write_results(config.run_dir, curves)
 
 
 def learner_device(config: Config) -> torch.device:
@@ -104,6 +107,7 @@ class Run:
         state: The state after the last complete iteration.
         history: All scalars logged since the run was opened. A tag maps to a list of (environment steps, value).
         last_curve: The adaptation curve from the latest evaluation, or None before the first one.
+        untrained_curve: That of the untrained policy, or None if it was not evaluated since the run was opened.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class Run:
         self.learner = copy.deepcopy(policy).to(device)
         self.history = events.history
         self.last_curve: dict[str, Any] | None = None
+        self.untrained_curve: dict[str, Any] | None = None
         self._config, self._method, self._callbacks = config, method, callbacks
         self._events, self._progress, self._device = events, progress, device
         self._started = self._collected = time.perf_counter()
@@ -130,6 +135,12 @@ class Run:
     def theta(self) -> Tensor:
         """θ on the learner's device, (P,)."""
         return self.state.theta.to(self._device)
+
+    def evaluate_untrained(self) -> None:
+        """Evaluates the policy before training: the first point of the curves."""
+        self._evaluate(self.state)
+        self.untrained_curve = self.last_curve
+        self._started = time.perf_counter()
 
     def collected(self) -> None:
         """Notes the time when all rollouts of an iteration have been collected."""

@@ -107,7 +107,7 @@ def test_the_last_evaluation_runs_once_and_all_environments_are_closed(tmp_path)
     maml_rl.train(Config(env_id="tests/Counted-v0", run_dir=tmp_path / "run", **options))
     # Two phases of training, and three of an evaluation of the trained and of the untrained policy.
     assert CountedVectorEnv.resets == 2 + 3 + 3
-    assert CountedVectorEnv.ends == CountedVectorEnv.made == 4
+    assert CountedVectorEnv.ends == CountedVectorEnv.made == 5
 
 
 def test_an_evaluation_that_is_never_begun_closes_its_environments():

@@ -23,15 +23,15 @@ from maml_rl.runs.files import LOCK, write_atomically
 from maml_rl.runs.folder import new_policy
 
 
-# An iteration resets twice, an evaluation (after iterations 2 and 4) three times.
+# An iteration resets twice, an evaluation (before training and after iterations 2 and 4) three times.
 @pytest.mark.parametrize(
     ("how", "reset", "done"),
     [
-        ("SIGKILL", 16, 4),  # in iteration 5, two after the checkpoint of iteration 4 was due
-        ("SIGINT", 11, 3),  # in iteration 4, with no checkpoint due since iteration 2
-        ("SIGINT", 13, 3),  # in the evaluation that belongs to iteration 4
-        ("SIGTERM", 11, 3),  # what clusters send
-        ("SIGHUP", 11, 3),  # what a closed terminal sends
+        ("SIGKILL", 19, 4),  # in iteration 5, two after the checkpoint of iteration 4 was due
+        ("SIGINT", 14, 3),  # in iteration 4, with no checkpoint due since iteration 2
+        ("SIGINT", 16, 3),  # in the evaluation that belongs to iteration 4
+        ("SIGTERM", 14, 3),  # what clusters send
+        ("SIGHUP", 14, 3),  # what a closed terminal sends
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, how, reset, done):
@@ -48,7 +48,6 @@ def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, h
         "run",
         "--resume",
     )
-    # An iteration resets twice, an evaluation (after iterations 2 and 4) three times: 16 is iteration 5's query.
     stopped = command(*arguments, MISBEHAVE=how, MISBEHAVE_AT=str(reset))
     if how == "SIGKILL":
         assert stopped.returncode == -9
@@ -80,7 +79,7 @@ def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, h
 
 def test_killed_before_the_first_checkpoint_starts_afresh(command, tmp_path):
     arguments = ("train", *MISBEHAVING, *TINY, "--iterations", 2, "--run-dir", "run", "--resume")
-    assert command(*arguments, MISBEHAVE="SIGKILL", MISBEHAVE_AT="3").returncode == -9
+    assert command(*arguments, MISBEHAVE="SIGKILL", MISBEHAVE_AT="6").returncode == -9
     assert not (tmp_path / "run/checkpoint.pt").exists()
     assert command(*arguments).returncode == 0
     assert len(scalars(tmp_path / "run")["train/return_step_0"]) == 2
@@ -140,7 +139,8 @@ def test_full_disk_under_the_event_file(command, tmp_path):
         "main()\n"
     )
     result = command(
-        "train", *TINY, "--iterations", 40, "--checkpoint-every", 40, "--run-dir", "run", script=limited
+        *("train", *TINY, "--eval-every", 0, "--iterations", 40, "--checkpoint-every", 40, "--run-dir", "run"),
+        script=limited,
     )
     assert result.returncode == 2
     assert "run (File too large); make room" in result.stderr
@@ -304,7 +304,10 @@ def test_a_run_that_trained_nothing_can_start_again(command, tmp_path, left):
 def test_options_that_fail_leave_the_folder_free(command, tmp_path):
     result = command("train", *TINY, "--horizon", 10**9, "--iterations", 1, "--run-dir", "run")
     assert result.returncode == 2, result.stderr
-    assert "Out of memory" in result.stderr
+    assert "rollouts of 1000000000 steps need at least" in result.stderr
+    result = command("train", *TINY, "--inner-lr", 1e300, "--iterations", 1, "--run-dir", "run")
+    assert result.returncode == 2, result.stderr
+    assert "are not finite; lower inner_lr" in result.stderr
     assert command("train", *TINY, "--iterations", 1, "--run-dir", "run").returncode == 0
 
 

@@ -66,7 +66,7 @@ def evaluate(
     """
     config, trained, state = load_run(Path(run_dir), policy, trust)
     config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
-    return adaptation_curves(trained, config, state, tasks)
+    return adaptation_curves(trained, config, state, tasks=tasks)
 
 
 def evaluate_policy(
@@ -103,7 +103,7 @@ def evaluate_policy(
     if len(state.theta) != len(before):
         raise UserError("The untrained policy has other parameters; pass evaluate_policy(..., untrained=it).")
     config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
-    return adaptation_curves(policy, config, state, tasks)
+    return adaptation_curves(policy, config, state, tasks=tasks)
 
 
 def _with_options(
@@ -151,11 +151,7 @@ def held_out(
         at_once = min(at_once, max(1, config.num_tasks * config.num_rollouts // num_rollouts))
     env = make_env(config, at_once * num_rollouts)
     try:
-        if tasks is None:
-            generator = numpy_generator(seed, "held-out tasks")
-            chosen = sample_tasks(env, config.eval_num_tasks, generator, held_out=True)
-        else:
-            chosen = given_tasks(env, tasks, config.eval_num_tasks, "tasks")
+        chosen = held_out_tasks(env, config, tasks)
         factors, seeds = lr_factors(config, config.eval_num_steps), stream(seed, "held-out rollouts")
         collect = partial(method_of(config).collect, env, policy, theta)
         if is_native(config.env_id):
@@ -171,6 +167,14 @@ def held_out(
             yield env, chosen, _joined(parts, len(chosen))
     finally:
         env.close()
+
+
+def held_out_tasks(env: VectorFamily, config: Config, tasks: npt.ArrayLike | None = None) -> Array:
+    """Returns the held-out tasks of a run, or checks those that are given instead, (M, D)."""
+    if tasks is not None:
+        return given_tasks(env, tasks, config.eval_num_tasks, "tasks")
+    generator = numpy_generator(held_out_seed(config), "held-out tasks")
+    return sample_tasks(env, config.eval_num_tasks, generator, held_out=True)
 
 
 def _joined(rounds: list[Iterator[Rollouts]], num_tasks: int) -> Iterator[Rollouts]:
@@ -200,8 +204,9 @@ def adaptation_curves(
     policy: nn.Module,
     config: Config,
     state: State,
-    tasks: npt.ArrayLike | None = None,
     trained: dict[str, Any] | None = None,
+    untrained: dict[str, Any] | None = None,
+    tasks: npt.ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Computes the result of `evaluate` for a run in a given state.
 
@@ -209,18 +214,24 @@ def adaptation_curves(
         policy: The policy module.
         config: The run's options.
         state: The run's state.
-        tasks: Tasks to use instead of held-out ones, (M, D).
         trained: The curve of the trained policy, if it is already known.
+        untrained: That of the untrained policy.
+        tasks: Tasks to use instead of held-out ones, (M, D).
     """
     method = method_of(config)
     name = curve_name(config)
-    methods: dict[str, Any] = {name: trained} if trained else {}
-    for title, theta in {name: state.theta, "random": state.untrained}.items():
-        if title in methods or (title == "random" and name == "scratch"):  # scratch is the untrained policy itself
-            continue
-        with held_out(policy, theta, config, tasks) as (env, chosen, batches):
-            methods[title] = curve(batches, chosen, method)
-            seen, evaluated = env.all_tasks is not None, chosen.tolist()
+    wanted = {name: (state.theta, trained), "random": (state.untrained, untrained)}
+    if name == "scratch":  # which is the untrained policy itself
+        del wanted["random"]
+    env = make_env(config, 1)
+    chosen, seen = held_out_tasks(env, config, tasks), env.all_tasks is not None
+    env.close()
+    methods: dict[str, Any] = {}
+    for title, (theta, known) in wanted.items():
+        if known is None:
+            with held_out(policy, theta, config, chosen) as (_, _, batches):
+                known = curve(batches, chosen, method)
+        methods[title] = known
     return {
         "env_id": config.env_id,
         "iterations": state.iteration,
@@ -231,7 +242,7 @@ def adaptation_curves(
         "unit": method.unit,
         "tasks_seen": seen,
         "tasks_given": tasks is not None,
-        "tasks": evaluated,
+        "tasks": chosen.tolist(),
         "methods": methods,
     }
 

@@ -29,7 +29,9 @@ _ADDED = {"0.2": {"method", "threads", "device", "normalise_advantages", "inner_
 _NOT_SAVED = {"run_dir", "resume"}
 # Files that a killed process left half written, and all files of a run that has trained nothing yet.
 _TEMPORARY = re.compile(r"\.(config\.json|checkpoint\.pt|[a-z]+\.(json|png|mp4))(\.[0-9a-f]{16})?\.tmp")
-_BEFORE_TRAINING = re.compile(rf"{re.escape(LOCK)}|config\.json|events\.out\.tfevents\..*|{_TEMPORARY.pattern}")
+_BEFORE_TRAINING = re.compile(
+    rf"{re.escape(LOCK)}|config\.json|rollouts\.png|events\.out\.tfevents\..*|{_TEMPORARY.pattern}"
+)
 
 
 def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
