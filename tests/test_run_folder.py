@@ -318,3 +318,14 @@ def test_files_of_others_are_left_alone(command, tmp_path):
     assert result.returncode == 2
     assert "holds files, but no run" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", ".thesis.tex.tmp"}
+
+
+def test_a_clock_that_goes_back_hides_nothing_in_tensorboard(command, finished, tmp_path):
+    """TensorBoard reads event files in the order of the times in their names."""
+    shutil.copytree(finished[0].run_dir, tmp_path / "run")
+    (file,) = (tmp_path / "run").glob("events.out.tfevents.*")
+    _, _, _, written, *rest = file.name.split(".")
+    file.rename(file.with_name(".".join(["events.out.tfevents", str(int(written) + 10**8), *rest])))
+    assert command("train", "--resume", "run", "--iterations", 8).returncode == 0
+    assert len(scalars(tmp_path / "run")["train/return_step_0"]) == 8
+    assert len([*(tmp_path / "run").glob("events.out.tfevents.*")]) == 2

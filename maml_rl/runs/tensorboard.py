@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Events:
         self.history: History = {}
         self._folder = config.run_dir
         with self._failures():
+            _date_back(config.run_dir, int(time.time()))
             purge = state.env_steps + 1 if state.iteration else 0
             self._writer = SummaryWriter(str(config.run_dir), purge_step=purge)
             if not state.iteration:
@@ -75,6 +77,18 @@ class Events:
                 f"Cannot write TensorBoard events into {self._folder} ({error.strerror or error}); make room, "
                 "then continue with --resume."
             ) from error
+
+
+def _date_back(folder: Path, now: int) -> None:
+    """Renames event files from the future, so that a new one comes last. TensorBoard reads them in order of name.
+
+    Their names begin with the time. It is in the future if the clock was set back since, or on another machine.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    late = [path for path in files if path.name.split(".")[3].isdigit() and int(path.name.split(".")[3]) >= now]
+    for age, path in zip(range(len(late), 0, -1), late, strict=True):
+        head, _, tail = path.name.removeprefix("events.out.tfevents.").partition(".")
+        path.rename(path.with_name(f"events.out.tfevents.{now - age:0{len(head)}d}.{tail}"))
 
 
 def _add_options(writer: SummaryWriter, config: Config) -> None:
