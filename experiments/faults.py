@@ -106,6 +106,31 @@ INPUTS = [
     ),
     *("train --rl2-episodes 2", "train --num-workers -1", "train --worker-timeout 0", "train --threads 0"),
     *("train --context-size -1", "train --e-maml -1", "train --checkpoint-every 0", "train --ppo-clip 0"),
+    *("train --gae-lambda -0.1", "train --dice-lambda 1.1", "train --outer-lr 0", "train --outer-lr 1e9"),
+    *("train --ppo-epochs 0", "train --kl-penalty -1", "train --cg-iterations 0", "train --cg-damping -1"),
+    *("train --line-search-steps 0", "train --eval-every -1", "train --eval-num-steps -1", "train --num-steps -1"),
+    *(
+        "train --eval-num-rollouts 0",
+        "train --eval-seed -2",
+        "train --eval-lr-factors -1",
+        "train --initial-std 0",
+    ),
+    *("train --hidden-sizes x", "train --discount nan", "train --max-kl inf", "train --max-failed-share 2"),
+    *(
+        "train --num-rollouts 0",
+        "train --horizon 0",
+        "train --iterations -1",
+        "train --seed x",
+        "train --num-tasks",
+    ),
+    *("train --estimator lvc --estimator", "train --inner-advantage no", "train --adapt-only context", "render"),
+    *(
+        "compare run --picture file/x.png",
+        "evaluate run --trust x",
+        "families x",
+        "train run",
+        "train --resume file",
+    ),
 ]
 
 
@@ -240,7 +265,7 @@ def files(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[
 
 def environments(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Trains on every bad family, with and without worker processes."""
-    for (family, troubles), workers in itertools.product(TROUBLES.items(), ("0", "2")):
+    for (family, troubles), workers in itertools.product(TROUBLES.items(), ("0", "1", "2")):
         for trouble in troubles:
             # What ends, crashes or hangs the process of an environment can only be reported from outside.
             if workers == "0" and trouble in ("die", "crash", "hang"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import estimators
+import faults
 import gymnasium
 import navigation_2d_table
 import numpy as np
@@ -203,6 +204,7 @@ def all_tables() -> dict[str, str]:
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
+    found["faults"] = faults.as_markdown(json.loads((RESULTS / "faults.json").read_text()))
     found["estimators"] = estimators.as_markdown(json.loads((estimators.RESULTS / "table.json").read_text()))
     evaluation = {
         "unit": "step",

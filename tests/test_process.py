@@ -1,5 +1,6 @@
 """Importing and training leave the process as it was; the command line tunes its own."""
 
+import signal
 import subprocess
 import sys
 
@@ -78,3 +79,35 @@ def test_only_what_a_user_can_fix_is_one_sentence(failure, code, sentence, tmp_p
     assert result.returncode == code
     assert sentence in result.stderr
     assert ("Traceback" in result.stderr) == (code == 1 and bool(sentence))
+
+
+@pytest.mark.parametrize(
+    ("command", "streams", "code", "out", "err"),
+    [
+        ("print('±')", "PYTHONIOENCODING=ascii", 0, "?", ""),
+        ("print(1); print(2, file=sys.stderr)", "2>/dev/full", 0, "1", ""),
+        ("print(1); print(2, file=sys.stderr)", "2>&-", 0, "1", ""),
+        ("print(1)", ">/dev/full", 2, "", "error: Cannot write the output (No space left on device)"),
+        ("print(1); print(2, file=sys.stderr)", ">&-", 0, "", "2"),
+        ("import matplotlib; print(matplotlib.get_backend())", "MPLBACKEND=nonsense", 0, "agg", ""),
+    ],
+)
+def test_streams_and_settings_do_not_stop_a_command(command, streams, code, out, err, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys\nfrom maml_rl.cli import run\ndef command():\n    {command}\nrun(command)\n")
+    words = [sys.executable, str(script)]
+    words = [streams, *words] if "=" in streams else [*words, streams]
+    result = subprocess.run(" ".join(words), shell=True, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (code, out), result.stderr
+    assert err in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number, tmp_path):
+    """A run under nohup outlives its terminal."""
+    script = (
+        f"import os, signal\nfrom maml_rl.cli import run\nsignal.signal({number:d}, signal.SIG_IGN)\n"
+        f"run(lambda: os.kill(os.getpid(), {number:d}))\n"
+    )
+    assert run(script, tmp_path).returncode == 0
