@@ -245,35 +245,21 @@ def run(command: Callable[[], object]) -> NoReturn:
     prepare_process()
     try:
         command()
-        _flush()
+        sys.stdout.flush()
     except UserError as error:
         _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         _fail("Out of memory; lower num_tasks, num_rollouts, horizon, hidden_sizes or chunk_tasks.")
-    except BrokenPipeError:  # the reader has closed the pipe
-        _drop_output()
+    except BrokenPipeError:
+        # The reader has closed the pipe. Python flushes again at exit, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt as error:
         print("\nstopped", file=sys.stderr)
         sys.exit(exit_code(error))
     sys.exit(0)
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop_output()
-        raise UserError(f"Cannot write the output ({error.strerror}); all files are written.") from error
-
-
-def _drop_output() -> None:
-    """Python flushes again at exit, which must not fail a second time."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from .envs import VectorFamily
+from .errors import UserError
 
 # From malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -56,12 +58,14 @@ def prepare_process() -> None:
             signal.signal(number, _stop)
     os.environ["MPLBACKEND"] = "agg"
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open until the end)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+        sys.stdout = _Stream(sys.stdout, _output_lost)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _Stream(sys.stderr, lambda error: None)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("maml_rl").setLevel(logging.INFO)
-    if not isinstance(sys.stderr, _Unfailing):
-        sys.stderr = _Unfailing(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
 
 
 _STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -78,20 +82,34 @@ def exit_code(error: KeyboardInterrupt) -> int:
     return 128 + int(error.args[0] if error.args else signal.SIGINT)
 
 
-class _Unfailing:
-    """A stream for messages, which are lost where they cannot be written."""
+class _Stream:
+    """A standard stream that may be full or closed."""
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    def __init__(self, stream: TextIO, failure: Callable[[OSError], object]):
+        self._stream, self._failure = stream, failure
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        with self._checked():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._checked():
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self._failure(error)
+
+
+def _output_lost(error: OSError) -> NoReturn:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it at exit)
+    raise UserError(f"Cannot write the output ({error.strerror}); all files are written.") from error
