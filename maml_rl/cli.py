@@ -214,7 +214,8 @@ def _options(arguments: list[str], defaults: Config) -> Config:
         defaults = dataclasses.replace(load_config(folder), resume=True)
         if not any(word.split("=")[0] in ("--env-id", "--env_id") for word in arguments):
             require_trust(defaults, f"name it yourself: --env-id {defaults.env_id}")
-    return tyro.cli(Config, args=arguments, default=defaults, description=head)
+    program = " ".join(Path(word).name for word in _program())
+    return tyro.cli(Config, args=arguments, default=defaults, description=head, prog=program)
 
 
 def main() -> NoReturn:

@@ -211,7 +211,7 @@ def test_families_named_are_the_registered_ones():
 def test_options_named_exist():
     known = {name.replace("_", "-") for name in cli.Config.__dataclass_fields__}
     of_commands = {"trust", "tasks", "picture", "output", "help", "num-tasks", "num-rollouts"}
-    of_scripts = {"families", "methods", "seeds", "root", "batches", "repetitions", "sizes", "horizon"}
+    of_scripts = {"families", "methods", "parts", "seeds", "root", "batches", "repetitions", "sizes", "horizon"}
     of_tools = {"logdir", "directory", "name"}
     for page, text in PAGES.items():
         for option in re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])", text):
