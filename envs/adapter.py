@@ -1,7 +1,6 @@
 """Families of single Gymnasium environments: N of them in this process, or divided among worker processes."""
 
 import inspect
-import logging
 import os
 import signal
 import time
@@ -18,8 +17,6 @@ from gymnasium.vector import AutoresetMode
 
 from .family import Array, Bools, Floats, VectorFamily, in_words
 from .workers import Slots, Worker, close, make_flat
-
-_log = logging.getLogger(__name__)
 
 
 class BrokenEnvironmentError(RuntimeError):
@@ -114,9 +111,6 @@ class AdaptedVectorEnv(VectorFamily):
         shares = [share for share in split if share.size]
         self._bounds = [int(share[0]) for share in shares[1:]]
         self._workers: list[Worker] = []
-        if self.num_envs > 1:
-            where = f"{len(shares)} processes" if num_workers else "this process"
-            _log.info("making %d environments of %s in %s", self.num_envs, self.name, where)
         if num_workers:
             self._workers = [Worker(make, int(share[0]), len(share)) for share in shares]
             self._collect("make")
@@ -225,6 +219,10 @@ class AdaptedVectorEnv(VectorFamily):
 
     def _call(self, method: str, *arguments: Array) -> list[Array]:
         """Calls a method of all `Slots` with their parts of the arguments (N, ...). Returns arrays (N, ...)."""
+        if any(worker.ended for worker in self._workers):
+            raise BrokenEnvironmentError(
+                f"{self.name}: its worker processes have ended; make the environments again."
+            )
         shares = list(zip(*(np.split(argument, self._bounds) for argument in arguments), strict=True))
         if self._workers:
             for worker, share in zip(self._workers, shares, strict=True):

@@ -31,7 +31,9 @@ def opengl_backend() -> str | None:
 
 @contextlib.contextmanager
 def opengl_chosen() -> Iterator[None]:
-    """Lets Gymnasium's MuJoCo environments render without a display. Without a choice, they take one that crashes.
+    """Lets Gymnasium's MuJoCo environments render without a display.
+
+    If MUJOCO_GL is not set, they choose a backend that crashes without a display.
 
     The environment variables of the process are the same afterwards.
     """

@@ -6,7 +6,6 @@ import logging
 import mmap
 import os
 import pickle
-import select
 import signal
 import socket
 import subprocess
@@ -186,11 +185,14 @@ class Worker:
             self.progress = _shared(memory.fileno())
             self.progress[1] = first
             files = theirs.fileno(), memory.fileno(), self._trace.fileno()
+            command = (
+                f"import sys; sys.path[:] = {[path or os.getcwd() for path in sys.path]}; "
+                f"from maml_rl.envs.workers import start; start({os.getpid()}, {first}, *{files})"
+            )
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from maml_rl.envs.workers import start; start({first}, *{files})"],
+                [sys.executable, "-P", "-c", command],
                 stdin=subprocess.DEVNULL,
                 pass_fds=files,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 start_new_session=True,  # so that Ctrl-C reaches only the parent, which handles it
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
@@ -217,6 +219,8 @@ class Worker:
 
     def end(self, at_once: bool = False) -> None:
         """Ends the process and all that its environments have started, by force after a second or `at_once`."""
+        if self.ended:
+            return
         self.connection.close()  # the process ends when it notices this
         if not at_once:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -225,9 +229,14 @@ class Worker:
         self.process.wait()
         self._trace.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._trace.closed
+
     def _signal(self, number: int) -> None:
-        """Sends a signal to the worker's process group."""
-        with contextlib.suppress(ProcessLookupError):
+        """Sends a signal to the worker's process group, if it still runs."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, if it has ended
             os.killpg(self.process.pid, number)
 
 
@@ -235,12 +244,13 @@ def _shared(descriptor: int) -> Array:
     return np.frombuffer(mmap.mmap(descriptor, 16), np.int64)
 
 
-def start(first: int, connection: int, memory: int, trace: int) -> None:
+def start(parent: int, first: int, connection: int, memory: int, trace: int) -> None:
     """Runs a worker process, and beside it one that ends it and all that it has started once the parent is gone.
 
     The second process is needed because an environment may hang where no other Python thread can run.
 
     Args:
+        parent: The parent's process number.
         first: The slot of its first environment.
         connection: The file descriptor of the connection to the parent.
         memory: The file descriptor of `progress`.
@@ -251,23 +261,25 @@ def start(first: int, connection: int, memory: int, trace: int) -> None:
         work(first, connection, memory, trace)
         return
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which asks the worker for its stack
-    threading.Thread(target=_end_when_alone, args=(connection,), daemon=True).start()
+    threading.Thread(target=_end_when_alone, args=(parent,), daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    time.sleep(0.05)  # a parent that dies closes the connection a moment before it is gone
+    if os.getppid() != parent:
+        os.killpg(0, signal.SIGKILL)
     if code < 0:  # a signal has ended it
         os.kill(os.getpid(), -code)
     os._exit(code)
 
 
-def _end_when_alone(connection: int) -> None:
-    poll = select.poll()
-    poll.register(connection, 0)  # a closed connection is always reported
-    poll.poll()
+def _end_when_alone(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
     time.sleep(1.0)  # in which the worker may close its environments
     os.killpg(0, signal.SIGKILL)
 
 
 def work(first: int, connection: int, memory: int, trace: int) -> None:
-    """Answers calls of a worker's `Slots` until the parent closes the connection; arguments as for `start`."""
+    """Answers calls of a worker's `Slots` until the parent closes the connection. Its arguments: see `start`."""
     to_parent: Connection[Any, Any] = Connection(connection)
     slots = Slots(first, _shared(memory))
     faulthandler.enable(trace, all_threads=False)

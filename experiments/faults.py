@@ -1,4 +1,4 @@
-"""Breaks runs on purpose, and counts what comes of it: `python experiments/faults.py`.
+"""Breaks runs on purpose, and counts the outcomes: `python experiments/faults.py`.
 
 * kills: runs are stopped by a signal at a random moment and resumed. In the end, each must have the parameters,
   curves and evaluation of a run that was never stopped, and must leave no process and no half-written file.
@@ -300,7 +300,7 @@ PARTS = {"kills": kills, "files": files, "environments": environments, "inputs":
 
 def as_markdown(counts: dict[str, dict[str, dict[str, int]]]) -> str:
     """A row for each kind of fault."""
-    rows = ["| part | fault | times | what came of it |", "| --- | --- | --- | --- |"]
+    rows = ["| part | fault | times | outcomes |", "| --- | --- | --- | --- |"]
     for part, faults in counts.items():
         for fault, outcomes in faults.items():
             words = ", ".join(f"{outcome}: {n}" for outcome, n in outcomes.items())
@@ -319,7 +319,7 @@ def main(
     seed: int = 0,
     output: Path = Path(__file__).parent / "results/faults.json",
 ) -> None:
-    """Breaks runs on purpose, and counts what comes of it.
+    """Breaks runs on purpose, and counts the outcomes.
 
     Args:
         parts: Which parts.

@@ -71,6 +71,8 @@ def evaluate(
 
     if trust:
         _add_working_folder()
+    if output is not None:
+        output = output.absolute()  # an environment may change the working folder
     results = evaluate_run(
         run_dir,
         tasks=None if tasks is None else _array(tasks),
@@ -80,9 +82,10 @@ def evaluate(
         seed=seed,
         trust=trust,
     )
-    print(table(results, every_step=num_steps is not None))
     if output is not None:
         write_results(output, results)
+    print(table(results, every_step=num_steps is not None))
+    if output is not None:
         print(f"picture      {output / 'adaptation.png'}")
 
 
@@ -111,6 +114,7 @@ def render(
         raise UserError(f"num_tasks is {num_tasks}, but must be at least 1.")
     if trust:
         _add_working_folder()
+    run_dir = run_dir.absolute()  # an environment may change the working folder
     config, policy, state = load_run(run_dir, trust=trust)
     config = dataclasses.replace(
         config,

@@ -4,9 +4,11 @@ import contextlib
 import ctypes
 import io
 import logging
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -48,10 +50,11 @@ def prepare_process() -> None:
     """Prepares a process of the command line for the signals, streams and settings that it may meet.
 
     * SIGTERM and SIGHUP, which clusters and closed terminals send, stop a run like Ctrl-C: a checkpoint is
-      written, and worker processes end. More of them change nothing. A signal that is ignored stays ignored.
+      written, and worker processes end. As they often come together, further ones are ignored for five seconds.
+      A signal that the caller ignores stays ignored.
     * A full or closed standard error does not stop a run. Characters that the output cannot show become "?".
     * Pictures are drawn without a window, whatever MPLBACKEND says.
-    * Messages of this package, such as how many environments it makes, go to standard error.
+    * Messages of this package, for example the number of environments, go to standard error.
     """
     for number in _STOPPING:
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -71,10 +74,14 @@ def prepare_process() -> None:
 _STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+_last_stop = -math.inf
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
-    for each in _STOPPING:
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt(number)
+    global _last_stop
+    before, _last_stop = _last_stop, time.monotonic()
+    if _last_stop - before > 5.0:
+        raise KeyboardInterrupt(number)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
@@ -104,12 +111,12 @@ class _Stream:
     def _checked(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            raise
         except OSError as error:
             self._failure(error)
 
 
 def _output_lost(error: OSError) -> NoReturn:
+    if isinstance(error, BrokenPipeError):  # whoever reads has seen enough
+        raise error
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it at exit)
-    raise UserError(f"Cannot write the output ({error.strerror}); all files are written.") from error
+    raise UserError(f"Cannot write the output ({error.strerror}); make room, or send it elsewhere.") from error

@@ -277,7 +277,7 @@ gymnasium.register("tests/Mixed-v0", entry_point="misbehaving:MixedEnv", max_epi
 
 
 class StubbornEnv(TroubledEnv):
-    """Starts a process of its own, writes both numbers into a file, and never comes back from its first step."""
+    """Starts a process in each step, and writes the numbers of all into a file. It does not come back, or does."""
 
     def __init__(self, folder=".", how="sleep", render_mode=None):
         super().__init__(render_mode=render_mode)
@@ -288,6 +288,8 @@ class StubbornEnv(TroubledEnv):
         path = pathlib.Path(self.folder) / "processes"
         path.with_suffix(".half").write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
         path.with_suffix(".half").rename(path)
+        if self.how == "idle":  # it comes back, and the parent stays busy
+            return super().step(action)
         while self.how == "spin":
             pass
         if self.how == "hold":  # not even other threads of Python can run

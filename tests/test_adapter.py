@@ -225,6 +225,9 @@ def test_no_process_is_left():
     processes = [worker.process for worker in env._workers]
     env.close()
     assert all(process.poll() == 0 for process in processes)
+    env.close()  # a second time changes nothing
+    with pytest.raises(BrokenEnvironmentError, match="its worker processes have ended"):
+        env.reset(seed=0)
 
 
 def is_running(process):
@@ -236,10 +239,10 @@ def is_running(process):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("how", ["sleep", "spin", "hold"])
+@pytest.mark.parametrize("how", ["sleep", "spin", "hold", "idle"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_workers_that_hang_do_not_outlive_their_parent(number, how, tmp_path):
-    """Nor does a process that an environment has started."""
+def test_workers_do_not_outlive_their_parent(number, how, tmp_path):
+    """Whether they hang or wait for it. Nor does a process that an environment has started."""
     arguments = ["train", "--env-id", "misbehaving:tests/Stubborn-v0", "--run-dir", "run", "--num-workers", "1"]
     arguments += ["--env-kwargs", "folder", str(tmp_path), "how", how]
     run = subprocess.Popen(

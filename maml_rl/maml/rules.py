@@ -36,7 +36,7 @@ def evaluate_network(network: Tensor, inputs: Tensor) -> Tensor:
 def statistics(support: Rollouts) -> Tensor:
     """What `learn_lr task` knows of a task, (2,), from its rollouts (K, H, ...).
 
-    These are the mean and the standard deviation of its rewards, which returns to go and advantages have lost.
+    These are the mean and the standard deviation of its rewards. Advantages do not contain them.
     """
     mean = masked_mean(support.rewards, support.mask)
     std = masked_mean((support.rewards - mean).square(), support.mask).sqrt()

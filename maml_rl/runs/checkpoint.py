@@ -15,8 +15,8 @@ from ..policies import flatten
 from .files import write_atomically
 
 _FORMAT = "maml_rl checkpoint 4"
-_WITHOUT_CHECKSUM = "maml_rl checkpoint 3"  # the same, without a checksum
-_VERSION_0_1 = "maml_rl checkpoint 2"  # as well, with the optimiser's state under another name
+_WITHOUT_CHECKSUM = "maml_rl checkpoint 3"  # files of this format have no checksum
+_VERSION_0_1 = "maml_rl checkpoint 2"  # in these, the optimiser's state also has another name
 _TAG = b"maml_rl sha256 "
 
 

@@ -21,7 +21,7 @@ from ..envs import VectorFamily
 from ..errors import UserError
 from ..methods import Method, curve_name, method_of
 from ..policies import flatten
-from ..sampling.families import given_tasks, is_native, make_env, sample_tasks
+from ..sampling.families import given_tasks, is_native, make_env, require_memory, sample_tasks
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array
 from ..sampling.streams import numpy_generator, stream
@@ -133,7 +133,8 @@ def held_out(
 ) -> Iterator[tuple[VectorFamily, Array, Iterator[Rollouts]]]:
     """Adapts to held-out tasks. They are drawn from a stream that training never uses.
 
-    Families that step single environments are evaluated in rounds of no more environments than training has.
+    Families that step single environments are evaluated in rounds. A round has as many tasks as training has
+    environments for, and at least one.
 
     Args:
         policy: The policy module.
@@ -178,8 +179,10 @@ def held_out_tasks(env: VectorFamily, config: Config, tasks: npt.ArrayLike | Non
 
 
 def _joined(rounds: list[Iterator[Rollouts]], num_tasks: int) -> Iterator[Rollouts]:
-    """Joins the phases of rounds, in each of which the same environments see other tasks."""
-    with tqdm(total=len(rounds), desc="evaluating", unit="round", leave=False) as progress:
+    """Joins the phases of rounds, in which the same environments have different tasks."""
+    with tqdm(
+        total=len(rounds), desc="evaluating", unit="round", leave=False, disable=len(rounds) == 1
+    ) as progress:
         collected = []
         for of_round in rounds:  # one round after the other
             collected.append([*of_round])
@@ -224,6 +227,7 @@ def adaptation_curves(
     if name == "scratch":  # which is the untrained policy itself
         del wanted["random"]
     env = make_env(config, 1)
+    require_memory(env, config.eval_num_tasks * config.eval_num_rollouts)
     chosen, seen = held_out_tasks(env, config, tasks), env.all_tasks is not None
     env.close()
     methods: dict[str, Any] = {}

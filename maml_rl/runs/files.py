@@ -65,7 +65,7 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this process. The system opens the lock when the process ends, even if it is killed.
+    """Keeps a folder for this process. The system releases it when the process ends, even if it is killed.
 
     Raises:
         UserError: If the folder cannot be written, or if another process holds it.

@@ -29,9 +29,8 @@ _ADDED = {"0.2": {"method", "threads", "device", "normalise_advantages", "inner_
 _NOT_SAVED = {"run_dir", "resume"}
 # Files that a killed process left half written, and all files of a run that has trained nothing yet.
 _TEMPORARY = re.compile(r"\.(config\.json|checkpoint\.pt|[a-z]+\.(json|png|mp4))(\.[0-9a-f]{16})?\.tmp")
-_BEFORE_TRAINING = re.compile(
-    rf"{re.escape(LOCK)}|config\.json|rollouts\.png|events\.out\.tfevents\..*|{_TEMPORARY.pattern}"
-)
+_DRAWN = re.compile(r"rollouts\.png|events\.out\.tfevents\..*")
+_BEFORE_TRAINING = re.compile(rf"{re.escape(LOCK)}|config\.json|{_DRAWN.pattern}|{_TEMPORARY.pattern}")
 
 
 def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
@@ -78,13 +77,20 @@ def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
     """
     folder = config.run_dir
     make_folder(folder)
-    is_run = (folder / "checkpoint.pt").exists()
-    if not is_run and not all(_BEFORE_TRAINING.fullmatch(name) for name in os.listdir(folder)):
-        raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
-    with locked(folder):
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()
+    with contextlib.ExitStack() as stack:
+        try:
+            is_run = (folder / "checkpoint.pt").exists()
+            if not is_run and not all(_BEFORE_TRAINING.fullmatch(name) for name in os.listdir(folder)):
+                raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
+            stack.enter_context(locked(folder))
+            for path in [*folder.iterdir()]:
+                # Curves of a run that has trained nothing would be mixed with those of the next.
+                if _TEMPORARY.fullmatch(path.name) or (not is_run and _DRAWN.fullmatch(path.name)):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Cannot use the folder {folder} ({error.strerror}); choose another --run-dir."
+            ) from error
         state = _state(config, policy)
         save_config(config)
         yield state
@@ -169,6 +175,7 @@ def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) ->
     Raises:
         UserError: If the folder holds no run or a damaged one, or if `trust` is needed but not set.
     """
+    folder = folder.absolute()  # an environment may change the working folder
     config = load_config(folder)
     if not trust:
         require_trust(config, "import it yourself first, or pass --trust (in Python trust=True)")

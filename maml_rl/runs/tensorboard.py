@@ -84,11 +84,13 @@ def _date_back(folder: Path, now: int) -> None:
 
     Their names begin with the time. It is in the future if the clock was set back since, or on another machine.
     """
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    late = [path for path in files if path.name.split(".")[3].isdigit() and int(path.name.split(".")[3]) >= now]
-    for age, path in zip(range(len(late), 0, -1), late, strict=True):
-        head, _, tail = path.name.removeprefix("events.out.tfevents.").partition(".")
-        path.rename(path.with_name(f"events.out.tfevents.{now - age:0{len(head)}d}.{tail}"))
+    files = sorted(path for path in folder.glob("events.out.tfevents.*") if path.name.split(".")[3].isdigit())
+    if files and int(files[-1].name.split(".")[3]) >= now:
+        for age, path in zip(range(len(files), 0, -1), files, strict=True):
+            tail = path.name.split(".", 4)[4]
+            renamed = path.with_name(f"events.out.tfevents.{now - age:010d}.{tail}")
+            if not renamed.exists():
+                path.rename(renamed)
 
 
 def _add_options(writer: SummaryWriter, config: Config) -> None:
