@@ -288,13 +288,12 @@ class StubbornEnv(TroubledEnv):
         path = pathlib.Path(self.folder) / "processes"
         path.with_suffix(".half").write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
         path.with_suffix(".half").rename(path)
-        if self.how == "idle":  # it comes back, and the parent stays busy
-            return super().step(action)
         while self.how == "spin":
             pass
         if self.how == "hold":  # not even other threads of Python can run
             ctypes.PyDLL(None).sleep(600)
-        time.sleep(600)
+        time.sleep(0 if self.how == "idle" else 600)  # if idle, it comes back, and the parent stays busy
+        return super().step(action)
 
 
 gymnasium.register("tests/Stubborn-v0", entry_point="misbehaving:StubbornEnv", max_episode_steps=20)
