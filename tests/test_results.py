@@ -47,7 +47,7 @@ def test_every_family_has_a_page_with_its_pictures(family):
     for picture in (
         "adaptation.png",
         "learning.png",
-        "rollouts.png" if family == "navigation_2d" else "strip.png",
+        "rollouts.png" if family.endswith("navigation_2d") else "strip.png",
     ):
         assert f"experiments/results/{family}/{picture}" in page
     assert ("Tasks seen in training" in page) == family.endswith("_dir")
@@ -87,7 +87,7 @@ def test_committed_parameters_still_do_what_was_written_down(family):
     assert np.median(np.abs(after - before)[:, 1]) < 0.3 * progress
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "pretrain" in reproduce.METHODS[family]])
 def test_maml_is_above_pretraining_after_one_step(family):
     methods = by_method(load_runs(report.runs_of(family)))
     for ours, theirs in zip(methods["maml"].returns, methods["pretrain"].returns, strict=True):
