@@ -132,7 +132,7 @@ def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None
     observations, _ = env.reset(seed=11, options={"task": tasks})
     for i, single in enumerate(singles):
         first, _ = reset_with_task(single, tasks[i], seed=11 + i)
-        assert np.array_equal(first, observations[i]), (
+        assert np.array_equal(np.ravel(first), observations[i].ravel()), (
             f"{env_id}: environment {i} does not start like a single one."
         )
     ended = np.zeros(env.num_envs, dtype=bool)
@@ -150,7 +150,7 @@ def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None
             for name, one, many in zip(
                 ("observation", "reward", "terminated", "truncated"), alone, batch, strict=False
             ):
-                assert np.array_equal(one, many[i]), (
+                assert np.array_equal(np.ravel(one), np.ravel(many[i])), (
                     f"{env_id}, step {step}: {name} of environment {i} differs from a single one."
                 )
         observations = batch[0]

@@ -30,6 +30,7 @@ from maml_rl.sampling.rollouts import Rollouts
 torch.set_num_threads(1)  # pytest-xdist already uses every core
 # A shell's background job ignores Ctrl-C, and so would the runs that tests start and stop by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 ROOT = Path(__file__).parents[1]
 O, A = 2, 3
 # All registered families but those that break the contract on purpose; the slow ones draw their goals for up
