@@ -172,7 +172,7 @@ def test_compare_command(command, tmp_path):
     ("damage", "sentence"),
     [
         (lambda run: (run / "config.json").unlink(), "holds no run"),
-        (lambda run: (run / "evaluation.json").unlink(), "finish the run, or evaluate it"),
+        (lambda run: (run / "evaluation.json").unlink(), "finish the run"),
         (lambda run: (run / "evaluation.json").write_text("{}"), "is not an evaluation of this version"),
         (lambda run: (run / "evaluation.json").write_text("[1"), "is not an evaluation of this version"),
     ],
