@@ -19,7 +19,7 @@ from scipy.special import ndtri
 
 from .family import Array, Bools, Floats, VectorFamily, num_cores
 from .native import TaskVectorEnv
-from .opengl import NO_OPENGL, opengl_backend
+from .opengl import NO_OPENGL, opengl_backend, opengl_chosen
 
 _ASSETS = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
 _PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -260,10 +260,5 @@ def _find_opengl() -> Any:
     backend = opengl_backend()
     if backend is None:
         raise gymnasium.error.DependencyNotInstalled(NO_OPENGL)
-    platform = os.environ.get("PYOPENGL_PLATFORM")
-    try:
+    with opengl_chosen():  # MuJoCo's module sets variables for PyOpenGL, which are read only when it is imported
         return importlib.import_module(f"mujoco.{backend}").GLContext
-    finally:  # MuJoCo's module sets it for PyOpenGL, which reads it only when it is imported
-        os.environ.pop("PYOPENGL_PLATFORM", None)
-        if platform is not None:
-            os.environ["PYOPENGL_PLATFORM"] = platform

@@ -163,8 +163,8 @@ def one_sentence(code: int, errors: str) -> str:
     """What became of a command that had to fail: "one sentence", or what it was instead."""
     if code == 124:
         return "too slow"
-    own = "Its traceback:" in errors  # a bad environment's own traceback is part of the message
-    if "Traceback" in errors.replace("Its traceback:\nTraceback", "") if own else "Traceback" in errors:
+    # A bad environment's own traceback is part of the message.
+    if "Traceback" in errors.replace("Its traceback:\nTraceback", ""):
         return "traceback"
     said = code == 2 and ("error:" in errors or "required" in errors or "─" in errors)
     return "one sentence" if said else f"exit code {code}"
@@ -221,8 +221,8 @@ def kills(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[
             time.sleep(1.5 if name == "SIGKILL" else 0.0)  # in which workers notice it
             if processes_of(process.pid):
                 outcome = "left a process"
-            again = ["--resume", "stopped"] if (stopped / "config.json").exists() else [*SMALL, *arguments]
-            again += [] if (stopped / "config.json").exists() else ["--run-dir", "stopped"]
+            begun = (stopped / "config.json").exists()
+            again = ("--resume", "stopped") if begun else (*SMALL, *arguments, "--run-dir", "stopped")
             second, errors = ended(maml_rl(whole, "train", *again))
             if second:
                 outcome = f"not resumed: {errors[-200:]}"
@@ -309,12 +309,7 @@ def as_markdown(counts: dict[str, dict[str, dict[str, int]]]) -> str:
 
 
 def main(
-    parts: tuple[Literal["kills", "files", "environments", "inputs"], ...] = (
-        "kills",
-        "files",
-        "environments",
-        "inputs",
-    ),
+    parts: tuple[Literal[*PARTS], ...] = tuple(PARTS),
     repetitions: int = 13,
     seed: int = 0,
     output: Path = Path(__file__).parent / "results/faults.json",

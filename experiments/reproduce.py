@@ -35,6 +35,17 @@ BASES = {
 }
 PRETRAIN = {"num_steps": 0}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
+RL2 = {
+    "rl2_episodes": 2,
+    "num_steps": 0,
+    "outer": "ppo",
+    "outer_lr": 0.002,
+    "ppo_epochs": 10,
+    "hidden_sizes": (64,),
+    "num_tasks": 40,
+    "num_rollouts": 4,
+    "eval_num_steps": 60,
+}
 # Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
 METHODS: dict[str, dict[str, dict[str, object]]] = {
     "navigation_2d": {
@@ -49,18 +60,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "pretrain": PRETRAIN,
         "oracle": ORACLE,
         # As many environment steps in training as the others have, in more and smaller iterations.
-        "rl2": {
-            "rl2_episodes": 2,
-            "num_steps": 0,
-            "outer": "ppo",
-            "outer_lr": 0.002,
-            "ppo_epochs": 10,
-            "hidden_sizes": (64,),
-            "num_tasks": 40,
-            "num_rollouts": 4,
-            "iterations": 150,
-            "eval_num_steps": 60,
-        },
+        "rl2": {**RL2, "iterations": 150},
         "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
     },
     # Where a task is felt only near its goal, methods differ in how they explore.
@@ -72,18 +72,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "maml_dice": {"estimator": "dice", "dice_lambda": 0.8},
         "e_maml": {"e_maml": 1 / 20},  # 1/K
         "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
-        "rl2": {
-            "rl2_episodes": 2,
-            "num_steps": 0,
-            "outer": "ppo",
-            "outer_lr": 0.002,
-            "ppo_epochs": 10,
-            "hidden_sizes": (64,),
-            "num_tasks": 40,
-            "num_rollouts": 4,
-            "iterations": 250,
-            "eval_num_steps": 60,
-        },
+        "rl2": {**RL2, "iterations": 250},
     },
     # Without an inner step to estimate, half as many rollouts do; ants go on learning for longer.
     **{

@@ -11,7 +11,7 @@ from ..policies import Distribution, act, unflatten
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
 from ..sampling.advantages import discounted_sums
 from ..sampling.rollouts import Rollouts, masked_mean
-from .rules import learned_advantages, set_scales, statistics, step_features
+from .rules import NUM_STATISTICS, learned_advantages, num_features, set_scales, statistics, step_features
 from .step_sizes import step_sizes
 
 
@@ -124,7 +124,8 @@ def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Con
     theta = theta.clone()
     networks = unflatten(policy, theta)  # views
     if config.inner_advantage == "learned":
-        set_scales(networks[ADVANTAGE_NETWORK], vmap(step_features)(support)[support.mask])
+        num_inputs = num_features(support.observations.shape[-1], support.behaviour[0].shape[-1])
+        set_scales(networks[ADVANTAGE_NETWORK], num_inputs, lambda: vmap(step_features)(support)[support.mask])
     if config.learn_lr == "task":
-        set_scales(networks[LOG_LR_FACTORS], vmap(statistics)(support))
+        set_scales(networks[LOG_LR_FACTORS], NUM_STATISTICS, lambda: vmap(statistics)(support))
     return theta

@@ -5,6 +5,8 @@ is 0 at first, so that training starts with the plain rule. Its inputs are shift
 batch of tasks shows, because their units depend on the family. These scales are a part of the parameter too.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -75,13 +77,19 @@ def learned_advantages(network: Tensor, support: Rollouts) -> Tensor:
     return support.advantages * (1 + u) + scale * v
 
 
-def set_scales(network: Tensor, inputs: Tensor) -> None:
+def set_scales(network: Tensor, num_inputs: int, inputs: Callable[[], Tensor]) -> None:
     """Sets the scales of a network, in place, to those of inputs (N, n), unless they are set.
 
     An input that does not vary keeps its unit.
+
+    Args:
+        network: The network.
+        num_inputs: n.
+        inputs: Computes the inputs. It is called only in a run's first iteration.
     """
-    shift, factor = network[: 2 * inputs.shape[-1]].view(2, -1)
+    shift, factor = network[: 2 * num_inputs].view(2, num_inputs)
     if not factor.any():
-        std = inputs.std(0, correction=0)
-        shift.copy_(inputs.mean(0))
+        of_batch = inputs()
+        std = of_batch.std(0, correction=0)
+        shift.copy_(of_batch.mean(0))
         factor.copy_(torch.where(std > 1e-6, 1 / std, 1.0))

@@ -155,15 +155,15 @@ def held_out(
         chosen = held_out_tasks(env, config, tasks)
         factors, seeds = lr_factors(config, config.eval_num_steps), stream(seed, "held-out rollouts")
         collect = partial(method_of(config).collect, env, policy, theta)
-        if is_native(config.env_id):
+        num_rounds = -(-len(chosen) // at_once)
+        if num_rounds == 1:
             yield env, chosen, collect(chosen, num_rollouts, seeds, factors)
         else:
-            num_rounds = -(-len(chosen) // at_once)
             # The last round is filled up with tasks whose results are not used.
             rounds = np.split(np.resize(chosen, (num_rounds * at_once, *chosen.shape[1:])), num_rounds)
             parts = [
                 collect(some, num_rollouts, part, factors)
-                for some, part in zip(rounds, [seeds] if num_rounds == 1 else seeds.spawn(num_rounds), strict=True)
+                for some, part in zip(rounds, seeds.spawn(num_rounds), strict=True)
             ]
             yield env, chosen, _joined(parts, len(chosen))
     finally:
@@ -180,9 +180,7 @@ def held_out_tasks(env: VectorFamily, config: Config, tasks: npt.ArrayLike | Non
 
 def _joined(rounds: list[Iterator[Rollouts]], num_tasks: int) -> Iterator[Rollouts]:
     """Joins the phases of rounds, in which the same environments have different tasks."""
-    with tqdm(
-        total=len(rounds), desc="evaluating", unit="round", leave=False, disable=len(rounds) == 1
-    ) as progress:
+    with tqdm(total=len(rounds), desc="evaluating", unit="round", leave=False) as progress:
         collected = []
         for of_round in rounds:  # one round after the other
             collected.append([*of_round])
