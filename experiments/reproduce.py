@@ -79,6 +79,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         family: {
             "maml": {},
             "learned_step": {"learn_lr": "task"},
+            "learned_advantage": {"inner_advantage": "learned"},
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
