@@ -1,11 +1,10 @@
 """Families of single Gymnasium environments: N of them in this process, or divided among worker processes."""
 
-import inspect
 import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -16,7 +15,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from .family import Array, Bools, Floats, VectorFamily, in_words
-from .workers import Slots, Worker, close, make_flat
+from .workers import Description, Slots, Worker, make_flat, refusal
+
+# Making an environment includes the time to start Python and to import the family's module.
+_START_SECONDS = 60.0
 
 
 class BrokenEnvironmentError(RuntimeError):
@@ -81,98 +83,87 @@ class AdaptedVectorEnv(VectorFamily):
             raise ValueError(f"{self.name}: worker processes need a POSIX system; set num_workers to 0.")
         kwargs |= {"max_episode_steps": max_episode_steps, "render_mode": render_mode}
         make = partial(make_flat, spec, disable_env_checker=True, **kwargs)
-        try:
-            self._example = make()
-        except (gymnasium.error.Error, ImportError, TypeError, ValueError):
-            raise  # the message already says which argument is wrong or what is not installed
-        except (Exception, SystemExit) as error:
-            raise BrokenEnvironmentError(
-                f"{self.name}: an environment cannot be made, it raises {error!r}; fix it. Its traceback:\n"
-                f"{traceback.format_exc().rstrip()}"
-            ) from error
-        self.metadata = {**self.metadata, "render_fps": self._example.metadata.get("render_fps", 30)}
-        self.task_space = self._task_space()
-        all_tasks = self._own("all_tasks")
-        self.all_tasks = None if all_tasks is None else np.asarray(all_tasks)
-        self.single_observation_space = self._example.observation_space
-        self.single_action_space = self._example.action_space
-        steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
-        super().__init__(num_envs, steps, render_mode)
         self._timeout = worker_timeout
+        self._num_steps = 0  # in this episode, for messages
+        self._workers: list[Worker] = []
+        self._slots = Slots(0, np.zeros(2, np.int64))
+        steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
+        try:
+            self._start(make, max(num_envs, 1), num_workers)
+            self._describe()
+            super().__init__(num_envs, steps, render_mode)
+        except BaseException:
+            self.close_extras()
+            raise
         self._ended = np.ones(num_envs, dtype=bool)
         self._observations = np.empty(0)
-        self._num_steps = 0  # in this episode, for messages
-        self._start(make, num_workers)
 
-    def _start(self, make: partial[gymnasium.Env[Any, Any]], num_workers: int) -> None:
+    def _start(self, make: partial[gymnasium.Env[Any, Any]], num_envs: int, num_workers: int) -> None:
         """Makes the environments, in this process or in workers."""
         # If the numbers do not divide evenly, the last workers have one environment less.
-        split = np.array_split(np.arange(self.num_envs), max(1, num_workers))
+        split = np.array_split(np.arange(num_envs), max(1, num_workers))
         shares = [share for share in split if share.size]
         self._bounds = [int(share[0]) for share in shares[1:]]
-        self._workers: list[Worker] = []
         if num_workers:
-            self._workers = [Worker(make, int(share[0]), len(share)) for share in shares]
-            self._collect("make")
+            for share in shares:
+                self._workers.append(Worker(make, int(share[0]), len(share)))
+            self._collect("make", self._workers)
         else:
-            self._slots = Slots(0, np.zeros(2, np.int64))
-            self._slots.make(make, self.num_envs)
+            self._answers("make", [(make, num_envs)])
+
+    def _describe(self) -> None:
+        """Sets what the first environment says of the family. Raises `ValueError` if it says too little."""
+        family: Description
+        [family] = self._answers("describe", [()])
+        if not isinstance(family.task_space, spaces.Space):
+            raise ValueError(
+                f"{self.name}: the environment has no task_space, but a family needs one, a Gymnasium space that "
+                "says what a task is; add the attribute."
+            )
+        if not family.takes_tasks:
+            raise ValueError(
+                f"{self.name}: there is no way to set the environment's task; give it reset(options={{'task': "
+                "task}) or set_task(task)."
+            )
+        self.metadata = {**self.metadata, "render_fps": family.render_fps}
+        self.task_space, self._own_methods = family.task_space, family.methods
+        self.all_tasks = None if family.all_tasks is None else np.asarray(family.all_tasks)
+        self.single_observation_space = family.observation_space
+        self.single_action_space = family.action_space
 
     @property
     def name(self) -> str:
         """The registered id."""
         return self._spec_id
 
-    def _own(self, name: str) -> Any:
-        """Returns an attribute of the environment, or None if it has none of that name."""
-        return self._example.get_wrapper_attr(name) if self._example.has_wrapper_attr(name) else None
-
-    def _task_space(self) -> spaces.Space[Any]:
-        space = self._own("task_space")
-        if not isinstance(space, spaces.Space):
-            raise ValueError(
-                f"{self.name}: the environment has no task_space, but a family needs one, a Gymnasium space that "
-                "says what a task is; add the attribute."
-            )
-        options = inspect.signature(self._example.unwrapped.reset).parameters.keys() & {"options", "kwargs"}
-        if not options and not self._example.has_wrapper_attr("set_task"):
-            raise ValueError(
-                f"{self.name}: there is no way to set the environment's task; give it reset(options={{'task': "
-                "task}) or set_task(task)."
-            )
-        return space
-
     def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
         """Draws tasks (M, D) with the environment's own method, or else as `VectorFamily` does."""
-        drawn: Array = self._ask("sample_tasks", super().sample_tasks)(num_tasks, rng)
-        return drawn
+        return self._sample("sample_tasks", super().sample_tasks, num_tasks, rng)
 
     def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
         """Draws held-out tasks (M, D) with the environment's own method, or else as `VectorFamily` does."""
-        drawn: Array = self._ask("sample_test_tasks", super().sample_test_tasks)(num_tasks, rng)
-        return drawn
+        return self._sample("sample_test_tasks", super().sample_test_tasks, num_tasks, rng)
 
     def task_problem(self, tasks: Array) -> str | None:
         """Checks tasks (n, D) with the environment's own method, or else as `VectorFamily` does."""
-        problem: str | None = self._ask("task_problem", super().task_problem)(tasks)
+        if "task_problem" not in self._own_methods:
+            return super().task_problem(tasks)
+        problem: str | None
+        [problem] = self._answers("task_problem", [(tasks,)])
         return problem
 
-    def _ask(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns the environment's own method with its errors reported, or the default if it has none."""
-        own = self._own(name)
-        if own is None:
-            return default
-
-        def asked(*arguments: Any) -> Any:
-            try:
-                return own(*arguments)
-            except (Exception, SystemExit) as error:
-                raise BrokenEnvironmentError(
-                    f"{self.name}: {name} raised {error!r}; fix the environment. Its traceback:\n"
-                    f"{traceback.format_exc().rstrip()}"
-                ) from error
-
-        return asked
+    def _sample(
+        self,
+        method: str,
+        default: Callable[[int, np.random.Generator], Array],
+        num_tasks: int,
+        rng: np.random.Generator,
+    ) -> Array:
+        if method not in self._own_methods:
+            return default(num_tasks, rng)
+        tasks: Array
+        [(tasks, rng.bit_generator.state)] = self._answers(method, [(num_tasks, rng)])
+        return tasks
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
@@ -213,31 +204,36 @@ class AdaptedVectorEnv(VectorFamily):
         """Closes the environments, and ends the processes."""
         for worker in self._workers:
             worker.end()
-        if not self._workers:
-            self._slots.close()
-        close(self._example)
+        self._slots.close()
 
     def _call(self, method: str, *arguments: Array) -> list[Array]:
         """Calls a method of all `Slots` with their parts of the arguments (N, ...). Returns arrays (N, ...)."""
+        shares = list(zip(*(np.split(argument, self._bounds) for argument in arguments), strict=True))
+        results = self._answers(method, shares)
+        return [np.concatenate(parts) for parts in zip(*results, strict=True)] if self._workers else list(*results)
+
+    def _answers(self, method: str, shares: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls a method of the first `Slots`, as many as there are tuples of arguments. Returns the results."""
+        if not self._workers:
+            try:
+                return [getattr(self._slots, method)(*shares[0])]
+            except (Exception, SystemExit) as error:
+                if refusal(method, error):
+                    raise
+                slot = int(self._slots.progress[1])
+                raise self._failure(slot, method, f"raised {error!r}", traceback.format_exc()) from error
         if any(worker.ended for worker in self._workers):
             raise BrokenEnvironmentError(
                 f"{self.name}: its worker processes have ended; make the environments again."
             )
-        shares = list(zip(*(np.split(argument, self._bounds) for argument in arguments), strict=True))
-        if self._workers:
-            for worker, share in zip(self._workers, shares, strict=True):
-                worker.send(method, *share)
-            results = self._collect(method)
-            return [np.concatenate(parts) for parts in zip(*results, strict=True)]
-        try:
-            return list(getattr(self._slots, method)(*shares[0]))
-        except (Exception, SystemExit) as error:
-            slot = int(self._slots.progress[1])
-            raise self._failure(slot, method, f"raised {error!r}", traceback.format_exc()) from error
+        workers = self._workers[: len(shares)]
+        for worker, share in zip(workers, shares, strict=True):
+            worker.send(method, *share)
+        return self._collect(method, workers)
 
-    def _collect(self, method: str) -> list[Any]:
+    def _collect(self, method: str, workers: Sequence[Worker]) -> list[Any]:
         try:
-            return [self._receive(worker, method) for worker in self._workers]
+            return [self._receive(worker, method) for worker in workers]
         except KeyboardInterrupt:
             # The next call must not receive answers that are still on their way.
             self._end_workers()
@@ -245,8 +241,7 @@ class AdaptedVectorEnv(VectorFamily):
 
     def _receive(self, worker: Worker, method: str) -> Any:
         """Waits for a worker's answer, as long as no single environment takes longer than the timeout."""
-        # The call of `make` includes the time to start Python and to import the family's module.
-        timeout = max(self._timeout, 60.0) if method == "make" else self._timeout
+        timeout = max(self._timeout, _START_SECONDS) if method == "make" else self._timeout
         calls, since = -1, 0.0
         while not worker.connection.poll(min(1.0, timeout / 10)):
             now = time.monotonic()
@@ -262,6 +257,12 @@ class AdaptedVectorEnv(VectorFamily):
             self._stop(worker, method, f"ended its process (exit code {code}{killed * (code == -signal.SIGKILL)})")
         if kind == "failed":
             self._stop(worker, method, *answer)
+        if kind == "refused":
+            self._end_workers()
+            (error, message), trace = answer
+            refused = error(message)
+            refused.add_note(f"In a worker process:\n{trace}")
+            raise refused
         return answer
 
     def _stop(self, worker: Worker, method: str, what: str, trace: str | None = None) -> NoReturn:
@@ -276,8 +277,9 @@ class AdaptedVectorEnv(VectorFamily):
             worker.end(at_once=True)
 
     def _failure(self, slot: int, method: str, what: str, trace: str) -> BrokenEnvironmentError:
-        where = f"step {self._num_steps}" if method == "step" else method
+        where = {"make": "__init__", "step": f"step {self._num_steps}"}.get(method, method)
+        task = f" with task {in_words(self.tasks[slot])}" if method in ("reset", "step", "render") else ""
         return BrokenEnvironmentError(
-            f"{self.name}: environment {slot} with task {in_words(self.tasks[slot])} {what} in {where}; fix the "
-            f"environment. Its traceback:\n{trace.rstrip()}"
+            f"{self.name}: environment {slot}{task} {what} in {where}; fix the environment. Its traceback:\n"
+            f"{trace.rstrip()}"
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import inspect
 import logging
 import mmap
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -68,6 +69,42 @@ _NOT_FLAT = (
 )
 
 
+# Errors of a constructor whose messages say which argument is wrong, or what is not installed.
+_REFUSALS = (gymnasium.error.Error, ImportError, TypeError, ValueError)
+
+
+class Description(NamedTuple):
+    """What an environment says of its family.
+
+    Attributes:
+        task_space: Its attribute of that name, of any type, or None.
+        all_tasks: Its attribute of that name, or None.
+        observation_space: The space of its flat observations.
+        action_space: The space of its actions.
+        render_fps: Pictures per second.
+        methods: Which of `OWN_METHODS` it has.
+        takes_tasks: Whether its task can be set.
+    """
+
+    task_space: Any
+    all_tasks: Any
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    render_fps: int
+    methods: frozenset[str]
+    takes_tasks: bool
+
+
+OWN_METHODS = ("sample_tasks", "sample_test_tasks", "task_problem")
+
+
+def refusal(method: str, error: BaseException) -> type[Exception] | None:
+    """Returns the type of an error by which a constructor refuses its arguments, or None for other errors."""
+    if method != "make":
+        return None
+    return next((kind for kind in _REFUSALS if isinstance(error, kind)), None)
+
+
 class Slots:
     """Environments of one process, stepped one after the other.
 
@@ -88,6 +125,41 @@ class Slots:
         for row in range(num_envs):
             self.begin(row)
             self.envs.append(make())
+
+    def describe(self) -> Description:
+        """Returns what the first environment says of the family."""
+        self.begin(0)
+        env = self.envs[0]
+        task_space, all_tasks = (
+            env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
+            for name in ("task_space", "all_tasks")
+        )
+        by_option = inspect.signature(env.unwrapped.reset).parameters.keys() & {"options", "kwargs"}
+        return Description(
+            task_space,
+            all_tasks,
+            env.observation_space,
+            env.action_space,
+            env.metadata.get("render_fps", 30),
+            frozenset(filter(env.has_wrapper_attr, OWN_METHODS)),
+            bool(by_option) or env.has_wrapper_attr("set_task"),
+        )
+
+    def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Draws tasks with the first environment's own method. Returns them, and the state of `rng` afterwards."""
+        self.begin(0)
+        return self.envs[0].get_wrapper_attr("sample_tasks")(num_tasks, rng), rng.bit_generator.state
+
+    def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Draws held-out tasks in the same way."""
+        self.begin(0)
+        return self.envs[0].get_wrapper_attr("sample_test_tasks")(num_tasks, rng), rng.bit_generator.state
+
+    def task_problem(self, tasks: Array) -> str | None:
+        """Checks tasks (n, D) with the first environment's own method."""
+        self.begin(0)
+        problem: str | None = self.envs[0].get_wrapper_attr("task_problem")(tasks)
+        return problem
 
     def reset(self, seeds: Array, tasks: Array) -> tuple[Array]:
         """Resets all environments with seeds (n,), where -1 is none, and tasks (n, D)."""
@@ -124,8 +196,8 @@ class Slots:
 
     def close(self) -> None:
         """Closes all environments."""
-        for env in self.envs:
-            close(env)
+        while self.envs:
+            close(self.envs.pop())
 
 
 def close(env: Env) -> None:
@@ -163,8 +235,9 @@ class Worker:
 
     Attributes:
         first: The slot of its first environment.
-        connection: Takes (a method of `Slots`, its arguments). Returns ("done", result) or ("failed", (what
-            happened, traceback)). The constructor sends the call of `make`.
+        connection: Takes (a method of `Slots`, its arguments). Returns ("done", result), ("failed", (what
+            happened, traceback)), or ("refused", ((type of error, message), traceback)) from `make`. The
+            constructor sends the call of `make`.
         progress: The `progress` of the worker's `Slots`, in shared memory.
     """
 
@@ -289,8 +362,11 @@ def work(first: int, connection: int, memory: int, trace: int) -> None:
         while True:
             method, arguments = to_parent.recv()
             try:
-                answer: Any = "done", getattr(slots, method)(*arguments)
+                # An environment may return what cannot be sent.
+                answer = ForkingPickler.dumps(("done", getattr(slots, method)(*arguments)))
             except (Exception, SystemExit) as error:  # the parent reports every kind of error
-                answer = "failed", (f"raised {error!r}", traceback.format_exc())
-            to_parent.send(answer)
+                kind = refusal(method, error)
+                what = (kind, str(error)) if kind else f"raised {error!r}"
+                answer = ForkingPickler.dumps(("refused" if kind else "failed", (what, traceback.format_exc())))
+            to_parent.send_bytes(answer)
     slots.close()

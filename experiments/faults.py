@@ -52,7 +52,8 @@ RUNS = {
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
 TROUBLES = {
     "BadlyMade": (
-        *("init raises", "init exits", "reset raises", "reset exits", "sample_tasks raises", "sample_tasks exits"),
+        *("init raises", "init exits", "init hangs", "reset raises", "reset exits", "reset hangs"),
+        *("sample_tasks raises", "sample_tasks exits", "sample_tasks hangs", "what cannot be sent"),
         *("None", "a string", "too few", "too many", "two numbers each", "not a number", "outside"),
     ),
     "Careless": (
@@ -268,7 +269,7 @@ def environments(folder: Path, repetitions: int, rng: np.random.Generator) -> It
     for (family, troubles), workers in itertools.product(TROUBLES.items(), ("0", "1", "2")):
         for trouble in troubles:
             # What ends, crashes or hangs the process of an environment can only be reported from outside.
-            if workers == "0" and trouble in ("die", "crash", "hang"):
+            if workers == "0" and trouble.endswith(("die", "crash", "hang", "hangs")):
                 continue
             process = maml_rl(
                 folder,

@@ -333,6 +333,8 @@ class BadlyMadeEnv(TroubledEnv):
             raise OSError(f"no {where} today")
         if self.trouble == f"{where} exits":
             sys.exit(0)
+        if self.trouble == f"{where} hangs":
+            signal.pause()
 
     def close(self):
         self.do("close")
@@ -352,6 +354,7 @@ class BadlyMadeEnv(TroubledEnv):
             "two numbers each": np.concatenate([tasks, tasks], 1),
             "not a number": np.where(tasks == tasks[0], np.nan, tasks),
             "outside": tasks + 1.5,
+            "what cannot be sent": (task for task in tasks),
         }
         return wrong.get(self.trouble, tasks) if num_tasks > 1 else tasks
 

@@ -277,11 +277,11 @@ def test_results_that_numpy_would_convert_are_refused(trouble, num_workers):
 @pytest.mark.parametrize(
     ("trouble", "sentence"),
     [
-        ("init raises", "cannot be made, it raises OSError('no init today')"),
-        ("init exits", "cannot be made, it raises SystemExit(0)"),
+        ("init raises", "environment 0 raised OSError('no init today') in __init__"),
+        ("init exits", "environment 0 raised SystemExit(0) in __init__"),
         ("reset exits", "raised SystemExit(0) in reset"),
-        ("sample_tasks raises", "sample_tasks raised OSError('no sample_tasks today')"),
-        ("sample_tasks exits", "sample_tasks raised SystemExit(0)"),
+        ("sample_tasks raises", "raised OSError('no sample_tasks today') in sample_tasks"),
+        ("sample_tasks exits", "raised SystemExit(0) in sample_tasks"),
         ("None", "tasks is not an array of float64 numbers"),
         ("a string", "tasks is not an array of float64 numbers"),
         ("too few", "tasks has shape (2, 1), but must have shape (3, 1)"),
@@ -297,6 +297,45 @@ def test_a_badly_made_environment_is_one_sentence(trouble, sentence, num_workers
     assert result.returncode == 2, result.stderr
     assert sentence in result.stderr.split("error: ")[1]
     assert result.stderr.count("Traceback") <= 1  # the environment's own
+
+
+def test_what_cannot_be_sent_by_a_worker_is_one_sentence():
+    env = make_vec("tests/BadlyMade-v0", 3, num_workers=1, trouble="what cannot be sent")
+    with pytest.raises(BrokenEnvironmentError, match="cannot pickle 'generator' object.* in sample_tasks; fix"):
+        env.sample_tasks(3, np.random.default_rng(0))
+    env.close()
+
+
+@pytest.mark.parametrize(("trouble", "where"), [("init", "__init__"), ("sample_tasks", "sample_tasks")])
+def test_environments_that_hang_before_the_first_episode_are_reported(trouble, where, monkeypatch):
+    monkeypatch.setattr("maml_rl.envs.adapter._START_SECONDS", 5.0)
+    sentence = rf"environment 0 has not come back for \S+ s \(worker_timeout\) in {where}; fix"
+    with pytest.raises(BrokenEnvironmentError, match=sentence) as caught:
+        make_vec("tests/BadlyMade-v0", 2, num_workers=1, worker_timeout=0.5, trouble=f"{trouble} hangs")
+    assert "misbehaving.py" in str(caught.value)
+
+
+def test_environments_that_hang_in_close_are_ended():
+    env = make_vec("tests/BadlyMade-v0", 2, num_workers=1, trouble="close hangs")
+    process = env._workers[0].process
+    env.close()
+    assert process.poll() is not None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_environment_s_own_tasks_move_the_generator_on(num_workers):
+    """As a draw in this process does, so that two draws differ."""
+    env = make_vec("tests/BadlyMade-v0", 2, num_workers=num_workers)
+    rng, expected = np.random.default_rng(0), np.random.default_rng(0)
+    for _ in range(2):
+        np.testing.assert_array_equal(env.sample_tasks(3, rng), expected.uniform(size=(3, 1)))
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_wrong_arguments_of_an_environment_keep_their_message(num_workers):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        make_vec("tests/Troubled-v0", 2, num_workers=num_workers, depth=3)
 
 
 @pytest.mark.parametrize("trouble", ["close raises", "close exits"])

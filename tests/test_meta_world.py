@@ -75,7 +75,7 @@ def test_ml10_tests_on_manipulations_that_training_never_sees():
     np.testing.assert_array_equal(test[:, 0], np.tile(np.arange(10, 15), 2))
     starts = {env.sample_tasks(3, np.random.default_rng(seed))[0, 0] for seed in range(40)}
     assert starts == set(range(10))  # an odd number of tasks leaves no manipulation out for ever
-    names = list(env._example.unwrapped._classes)
+    names = list(env._slots.envs[0].unwrapped._classes)
     assert names[:10] == list(metaworld.env_dict.ML10_V3["train"])
     assert names[10:] == list(metaworld.env_dict.ML10_V3["test"])
     env.reset(options={"task": test[:2]})
