@@ -15,7 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from .family import Array, Bools, Floats, VectorFamily, in_words
-from .workers import Description, Slots, Worker, make_flat, refusal
+from .slots import Description, Slots, make_flat, refusal
+from .workers import Worker
 
 # Making an environment includes the time to start Python and to import the family's module.
 _START_SECONDS = 60.0

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from .family import VectorFamily, in_words
 from .making import make_vec
 from .native import TaskEnv
-from .workers import make_flat, reset_with_task
+from .slots import make_flat, reset_with_task
 
 
 def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
