@@ -1,5 +1,6 @@
 """Families of single Gymnasium environments: N of them in this process, or divided among worker processes."""
 
+import logging
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from .family import Array, Bools, Floats, VectorFamily, in_words
 from .slots import Description, Slots, make_flat, refusal
 from .workers import Worker
 
+_log = logging.getLogger(__name__)
 # Making an environment includes the time to start Python and to import the family's module.
 _START_SECONDS = 60.0
 
@@ -105,12 +107,14 @@ class AdaptedVectorEnv(VectorFamily):
         split = np.array_split(np.arange(num_envs), max(1, num_workers))
         shares = [share for share in split if share.size]
         self._bounds = [int(share[0]) for share in shares[1:]]
+        _log.info("%s: making %d environments", self.name, num_envs)
         if num_workers:
             for share in shares:
                 self._workers.append(Worker(make, int(share[0]), len(share)))
-            self._collect("make", self._workers)
+            sizes = self._collect("make", self._workers)
         else:
-            self._answers("make", [(make, num_envs)])
+            sizes = self._answers("make", [(make, num_envs)])
+        _log.info("%s: the environments take %.0f MB of memory", self.name, sum(sizes) / 1e6)
 
     def _describe(self) -> None:
         """Sets what the first environment says of the family. Raises `ValueError` if it says too little."""

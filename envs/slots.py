@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -104,11 +106,13 @@ class Slots:
         """Notes that a call of the environment in a row begins."""
         self.progress[:] = self.progress[0] + 1, self.first + row
 
-    def make(self, make: Callable[[], Env], num_envs: int) -> None:
-        """Makes the environments."""
+    def make(self, make: Callable[[], Env], num_envs: int) -> int:
+        """Makes the environments. Returns how many bytes of memory they and what they import take."""
+        before = _resident()
         for row in range(num_envs):
             self.begin(row)
             self.envs.append(make())
+        return _resident() - before
 
     def describe(self) -> Description:
         """Returns what the first environment says of the family."""
@@ -182,6 +186,12 @@ class Slots:
         """Closes all environments."""
         while self.envs:
             close(self.envs.pop())
+
+
+def _resident() -> int:
+    """Bytes of memory that this process uses, or 0 on systems that do not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def close(env: Env) -> None:

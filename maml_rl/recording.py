@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +23,9 @@ from .runs.checkpoint import State, save_checkpoint
 from .runs.evaluation import adaptation_curves, curve, held_out
 from .runs.folder import new_policy, open_folder
 from .runs.tensorboard import Events
-from .sampling.families import import_family, is_native, make_env
+from .sampling.families import import_family, make_env
 from .sampling.rollouts import Rollouts
 
-_log = logging.getLogger(__name__)
 # Called after each iteration with the environment steps so far and the values that it logged, by tag.
 Callback = Callable[[int, dict[str, float]], object]
 
@@ -55,10 +53,7 @@ def open_run(
     policy = new_policy(config, own)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(open_folder(config, policy))
-        num_envs = config.num_tasks * config.num_rollouts
-        if not is_native(config.env_id):
-            _log.info("making %d environments of %s", num_envs, config.env_id)
-        env = make_env(config, num_envs)
+        env = make_env(config, config.num_tasks * config.num_rollouts)
         stack.callback(env.close)
         events = Events(config, state)
         stack.callback(events.close)

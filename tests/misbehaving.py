@@ -363,6 +363,17 @@ for _name in ("Careless", "BadlyMade"):
     gymnasium.register(f"tests/{_name}-v0", entry_point=f"misbehaving:{_name}Env", max_episode_steps=20)
 
 
+class HeavyEnv(TroubledEnv):
+    """Takes 20 MB of memory."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode=render_mode)
+        self.memory = np.ones(20_000_000, np.uint8)
+
+
+gymnasium.register("tests/Heavy-v0", entry_point="misbehaving:HeavyEnv", max_episode_steps=20)
+
+
 class MissionSpace(gymnasium.Space):
     """A space of texts that Gymnasium cannot flatten, as MiniGrid has one."""
 

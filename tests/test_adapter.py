@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -313,6 +314,16 @@ def test_environments_that_hang_before_the_first_episode_are_reported(trouble, w
     with pytest.raises(BrokenEnvironmentError, match=sentence) as caught:
         make_vec("tests/BadlyMade-v0", 2, num_workers=1, worker_timeout=0.5, trouble=f"{trouble} hangs")
     assert "misbehaving.py" in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_the_memory_of_environments_is_in_the_log(caplog):
+    caplog.set_level("INFO", "maml_rl")
+    for num_envs in (2, 12):
+        make_vec("tests/Heavy-v0", num_envs, num_workers=1).close()
+    assert "making 12 environments" in caplog.text
+    small, large = map(int, re.findall(r"take (\d+) MB", caplog.text))
+    assert 180 <= large - small <= 240  # 10 times 20 MB
 
 
 def test_environments_that_hang_in_close_are_ended():
