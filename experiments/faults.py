@@ -6,6 +6,8 @@
   or be read as what was written.
 * environments: families that raise, exit or return nonsense. Each must end in one sentence that names the fault.
 * inputs: options and files that cannot work. Each must end in one sentence.
+* endurance: a bandit trains for 10,000 iterations, and a run is resumed 200 times. Memory and the time of a start
+  must not grow.
 
 The bad families are those of tests/misbehaving.py. The counts are written as JSON, and printed as a table.
 """
@@ -30,7 +32,7 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-from maml_rl import UserError, evaluate
+from maml_rl import Config, UserError, evaluate, train
 from maml_rl.cli import run
 from maml_rl.runs.files import write_json
 
@@ -296,7 +298,40 @@ def inputs(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator
             shutil.rmtree(folder / "runs")
 
 
-PARTS = {"kills": kills, "files": files, "environments": environments, "inputs": inputs}
+def endurance(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Trains for long, and resumes a run often."""
+    memory = []
+
+    def measure(env_steps: int, scalars: dict[str, float]) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+
+    small = {"num_tasks": 3, "num_rollouts": 4, "horizon": 6, "hidden_sizes": (8,), "eval_every": 0}
+    bandit = Config(env_id="maml_rl/BernoulliBandit-v0", run_dir=folder / "bandit", iterations=10_000, **small)  # type: ignore[arg-type]
+    train(bandit, callbacks=[measure])
+    early, late = memory[999], memory[-1]
+    yield "memory of a bandit", f"{early:.0f} MB after 1,000 iterations, {late:.0f} MB after {len(memory):,}"
+
+    seconds = []
+    for iterations in range(1, 202):
+        started = time.monotonic()
+        again = ("--resume", "run") if iterations > 1 else (*SMALL, "--checkpoint-every", "1", "--run-dir", "run")
+        code, errors = ended(maml_rl(folder, "train", *again, "--iterations", str(iterations)))
+        if code:
+            yield "resumed again and again", f"not resumed: {errors[-200:]}"
+            return
+        seconds.append(time.monotonic() - started)
+    first, last = np.median(seconds[1:21]), np.median(seconds[-20:])
+    yield "resumed 200 times", f"{first:.2f} s at first, {last:.2f} s at last (medians of 20)"
+
+
+PARTS = {
+    "kills": kills,
+    "files": files,
+    "environments": environments,
+    "inputs": inputs,
+    "endurance": endurance,
+}
 
 
 def as_markdown(counts: dict[str, dict[str, dict[str, int]]]) -> str:
