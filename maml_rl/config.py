@@ -73,7 +73,7 @@ class Config:
     num_workers: int | None = _machine(None, at_least=0)
     """Worker processes that step a family without native code. By default one per core; 0 uses no workers."""
     worker_timeout: float = _machine(60.0, above=0)
-    """Seconds that one environment in a worker may take for a step or reset before the run stops."""
+    """Seconds that one call of an environment in a worker may take before the run stops."""
     max_failed_share: float = _machine(0.01, at_least=0, at_most=1)
     """Share of a batch's rollouts whose simulation may break down. The run stops if more do."""
     discount: float = _method(0.99, at_least=0, at_most=1)

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, TINY
 from maml_rl.envs import BrokenEnvironmentError, check_family, make_vec
 
-from maml_rl import Config
+from maml_rl import Config, UserError, train
 from maml_rl.runs import evaluation
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.families import make_env
@@ -324,6 +324,20 @@ def test_the_memory_of_environments_is_in_the_log(caplog):
     assert "making 12 environments" in caplog.text
     small, large = map(int, re.findall(r"take (\d+) MB", caplog.text))
     assert 180 <= large - small <= 240  # 10 times 20 MB
+
+
+def test_a_run_whose_environment_hangs_in_its_constructor_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr("maml_rl.envs.adapter._START_SECONDS", 5.0)
+    config = Config(
+        env_id="tests/BadlyMade-v0",
+        env_kwargs={"trouble": "init hangs"},
+        run_dir=tmp_path / "run",
+        num_workers=1,
+        worker_timeout=0.5,
+    )
+    with pytest.raises(UserError, match="environment 0 has not come back .* in __init__"):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_environments_that_hang_in_close_are_ended():

@@ -60,7 +60,7 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
             config.env_id.rpartition(":")[2],
             num_envs,
             config.horizon,
-            num_workers=workers if num_envs > 1 else 0,
+            num_workers=workers,
             worker_timeout=config.worker_timeout,
             render_mode=render_mode,
             **config.env_kwargs,
