@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,6 +127,7 @@ INPUTS = [
         "train --seed x",
         "train --num-tasks",
     ),
+    *("train --gae-lambda x", "train --initial-std nan", "train --ppo-clip -1", "train --eval-num-rollouts 2.5"),
     *("train --estimator lvc --estimator", "train --inner-advantage no", "train --adapt-only context", "render"),
     *(
         "compare run --picture file/x.png",
@@ -200,41 +202,39 @@ def processes_of(session: int) -> list[int]:
     return left
 
 
-def kills(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Stops each kind of run by each signal, and resumes it until it is finished."""
-    for kind, arguments in RUNS.items():
-        whole = folder / kind
-        whole.mkdir()
-        started = time.monotonic()
-        code, errors = ended(maml_rl(whole, "train", *SMALL, *arguments, "--run-dir", "run"))
-        took, expected = time.monotonic() - started, result_of(whole / "run") if not code else {}
-        for name, _ in itertools.product(SIGNALS, range(repetitions)):
-            if code:
-                yield f"{kind}, {name}", f"did not train: {errors[-200:]}"
-                continue
-            stopped = whole / "stopped"
-            number, outcome = getattr(signal, name), "the same"
-            process = maml_rl(whole, "train", *SMALL, *arguments, "--run-dir", "stopped")
-            time.sleep(rng.uniform(0, took))
-            process.send_signal(number)
-            found, _ = ended(process)
-            # Before Python runs the program, and after it has ended, the signal acts by itself.
-            if found not in (0, -number, 128 + number):
-                outcome = f"exit code {found}"
-            time.sleep(1.5 if name == "SIGKILL" else 0.0)  # in which workers notice it
-            if processes_of(process.pid):
-                outcome = "left a process"
-            begun = (stopped / "config.json").exists()
-            again = ("--resume", "stopped") if begun else (*SMALL, *arguments, "--run-dir", "stopped")
-            second, errors = ended(maml_rl(whole, "train", *again))
-            if second:
-                outcome = f"not resumed: {errors[-200:]}"
-            elif result_of(stopped) != expected:
-                outcome = "not the same"
-            elif list(stopped.glob("*.tmp")):
-                outcome = "left a file"
-            shutil.rmtree(stopped)
-            yield f"{kind}, {name}", outcome
+def kills(kind: str, folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Stops one kind of run by each signal, and resumes it until it is finished."""
+    arguments = RUNS[kind]
+    started = time.monotonic()
+    code, errors = ended(maml_rl(folder, "train", *SMALL, *arguments, "--run-dir", "run"))
+    took, expected = time.monotonic() - started, result_of(folder / "run") if not code else {}
+    for name, _ in itertools.product(SIGNALS, range(repetitions)):
+        if code:
+            yield name, f"did not train: {errors[-200:]}"
+            continue
+        stopped = folder / "stopped"
+        number, outcome = getattr(signal, name), "the same"
+        process = maml_rl(folder, "train", *SMALL, *arguments, "--run-dir", "stopped")
+        time.sleep(rng.uniform(0, took))
+        process.send_signal(number)
+        found, _ = ended(process)
+        # Before Python runs the program, and after it has ended, the signal acts by itself.
+        if found not in (0, -number, 128 + number):
+            outcome = f"exit code {found}"
+        time.sleep(1.5 if name == "SIGKILL" else 0.0)  # in which workers notice it
+        if processes_of(process.pid):
+            outcome = "left a process"
+        begun = (stopped / "config.json").exists()
+        again = ("--resume", "stopped") if begun else (*SMALL, *arguments, "--run-dir", "stopped")
+        second, errors = ended(maml_rl(folder, "train", *again))
+        if second:
+            outcome = f"not resumed: {errors[-200:]}"
+        elif result_of(stopped) != expected:
+            outcome = "not the same"
+        elif list(stopped.glob("*.tmp")):
+            outcome = "left a file"
+        shutil.rmtree(stopped)
+        yield name, outcome
 
 
 def files(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
@@ -326,7 +326,7 @@ def endurance(folder: Path, repetitions: int, rng: np.random.Generator) -> Itera
 
 
 PARTS = {
-    "kills": kills,
+    **{f"kills: {kind}": partial(kills, kind) for kind in RUNS},
     "files": files,
     "environments": environments,
     "inputs": inputs,
@@ -366,8 +366,8 @@ def main(
             times = repetitions * (6 if part == "files" else 1)
             for fault, outcome in tqdm(PARTS[part](Path(folder), times, np.random.default_rng(seed)), desc=part):
                 found.setdefault(fault, Counter())[outcome] += 1
-        counts[part] = {fault: dict(outcomes) for fault, outcomes in found.items()}
-        write_json(output, counts)
+                counts[part] = {fault: dict(outcomes) for fault, outcomes in found.items()}
+                write_json(output, counts)
     print(as_markdown(counts))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.mark.skipif(not faults.Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_run_that_is_killed_anywhere_ends_with_the_same_bits(tmp_path):
-    assert next(faults.kills(tmp_path, 1, np.random.default_rng(0))) == ("navigation, SIGKILL", "the same")
+    assert next(faults.kills("navigation", tmp_path, 1, np.random.default_rng(0))) == ("SIGKILL", "the same")
 
 
 def test_damaged_files_are_refused(tmp_path):
