@@ -111,3 +111,13 @@ def test_an_ignored_signal_stays_ignored(number, tmp_path):
         f"run(lambda: os.kill(os.getpid(), {number:d}))\n"
     )
     assert run(script, tmp_path).returncode == 0
+
+
+def test_a_signal_in_the_middle_of_an_import_has_its_exit_code(tmp_path):
+    """Importing a module with dataclasses runs `exec`, after whose interrupt Python would end itself by SIGINT."""
+    stopped = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhile True: pass"
+    (tmp_path / "program.py").write_text(f"from maml_rl.cli import run\nrun(lambda: exec({stopped!r}))\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 143, result.stderr
