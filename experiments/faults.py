@@ -217,10 +217,10 @@ def kills(kind: str, folder: Path, repetitions: int, rng: np.random.Generator) -
         process = maml_rl(folder, "train", *SMALL, *arguments, "--run-dir", "stopped")
         time.sleep(rng.uniform(0, took))
         process.send_signal(number)
-        found, _ = ended(process)
+        found, errors = ended(process)
         # Before Python runs the program, and after it has ended, the signal acts by itself.
         if found not in (0, -number, 128 + number):
-            outcome = f"exit code {found}"
+            outcome = f"exit code {found}: {errors[-200:]}"
         time.sleep(1.5 if name == "SIGKILL" else 0.0)  # in which workers notice it
         if processes_of(process.pid):
             outcome = "left a process"

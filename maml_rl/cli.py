@@ -14,7 +14,7 @@ import tyro
 
 from .config import Config
 from .errors import UserError
-from .process import exit_code, prepare_process, tune_process
+from .process import end_process, exit_code, prepare_process, tune_process
 
 
 def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
@@ -247,8 +247,8 @@ def run(command: Callable[[], object]) -> NoReturn:
     threading.excepthook = lambda args: (
         None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     )
-    prepare_process()
     try:
+        prepare_process()
         command()
         sys.stdout.flush()
     except UserError as error:
@@ -267,6 +267,8 @@ def run(command: Callable[[], object]) -> NoReturn:
         exec("pass")
         print("\nstopped", file=sys.stderr)
         sys.exit(exit_code(error))
+    finally:
+        end_process()
     sys.exit(0)
 
 

@@ -56,9 +56,6 @@ def prepare_process() -> None:
     * Pictures are drawn without a window, whatever MPLBACKEND says.
     * Messages of this package, for example the number of environments, go to standard error.
     """
-    for number in _STOPPING:
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _stop)
     os.environ["MPLBACKEND"] = "agg"
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open until the end)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
@@ -69,6 +66,16 @@ def prepare_process() -> None:
         sys.stderr = _Stream(sys.stderr, lambda error: None)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("maml_rl").setLevel(logging.INFO)
+    for number in _STOPPING:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def end_process() -> None:
+    """Lets SIGTERM and SIGHUP end this process at once, because a run that has ended needs no checkpoint."""
+    for number in _STOPPING:
+        if signal.getsignal(number) == _stop:
+            signal.signal(number, signal.SIG_DFL)
 
 
 _STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -121,3 +121,15 @@ def test_a_signal_in_the_middle_of_an_import_has_its_exit_code(tmp_path):
         [sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 143, result.stderr
+
+
+def test_a_signal_after_a_run_ends_the_process_without_a_traceback(tmp_path):
+    late = "lambda: exec('import os, signal; os.kill(os.getpid(), signal.SIGTERM); [None for _ in range(1000)]')"
+    (tmp_path / "program.py").write_text(
+        f"import atexit\nfrom maml_rl.cli import run\nrun(lambda: atexit.register({late}))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == -signal.SIGTERM
+    assert not result.stderr
