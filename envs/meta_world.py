@@ -14,6 +14,7 @@ except ImportError as error:
     raise ImportError("Meta-World is not installed; install it with `pip install 'maml_rl[metaworld]'`") from error
 
 from .family import Array
+from .meta_world_fast import fast
 
 # The longest vector that describes a first scene and its goal, and a bound of its numbers in metres and radians.
 _LONGEST, _BOUND = 6, 2.0
@@ -119,9 +120,9 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
     def _set_task(self, task: Array) -> None:
         name = list(self._classes)[int(task[0])]
         kind = self._classes[name]
-        if type(self._inner) is not kind:
+        if not isinstance(self._inner, kind):
             self.close()
-            self._inner = kind(render_mode=self.render_mode)
+            self._inner = fast(kind)(render_mode=self.render_mode)
         length = self._inner._random_reset_space.low.size
         data = {"rand_vec": task[1 : 1 + length], "env_cls": kind, "partially_observable": True}
         self._inner.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(data)))

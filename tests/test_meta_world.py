@@ -80,5 +80,5 @@ def test_ml10_tests_on_manipulations_that_training_never_sees():
     assert names[10:] == list(metaworld.env_dict.ML10_V3["test"])
     env.reset(options={"task": test[:2]})
     for slot, name in zip(env._slots.envs, names[10:], strict=False):
-        assert type(slot.unwrapped._inner) is metaworld.env_dict.ALL_V3_ENVIRONMENTS[name]
+        assert isinstance(slot.unwrapped._inner, metaworld.env_dict.ALL_V3_ENVIRONMENTS[name])
     env.close()
