@@ -7,6 +7,7 @@ changed: other users of the package in the same process see nothing of it.
 
 import functools
 import math
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +20,12 @@ from metaworld.utils import reward_utils
 from .family import Array
 
 _DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the gripper's orientation
+_GAUSSIAN_SCALE = float(np.sqrt(-2 * np.log(0.1)))
 
 
 def _norm(x: Any, *args: Any, **kwargs: Any) -> Any:
     """Equals `np.linalg.norm`, and is faster for one vector of float64."""
-    if args or kwargs or type(x) is not np.ndarray or x.ndim != 1 or x.dtype != np.float64:
+    if args or kwargs or type(x) is not np.ndarray or x.ndim != 1 or x.dtype.char != "d":
         return np.linalg.norm(x, *args, **kwargs)
     x = x.ravel()
     return np.float64(math.sqrt(x.dot(x)))
@@ -43,15 +45,18 @@ def _hstack(parts: Any) -> Array:
 def tolerance(
     x: Any, bounds: tuple[float, float] = (0.0, 0.0), margin: Any = 0.0, sigmoid: str = "gaussian", **kwargs: Any
 ) -> Any:
-    """Equals Meta-World's `reward_utils.tolerance`, and is faster for one number with a "long_tail"."""
+    """Equals Meta-World's `reward_utils.tolerance`, and is faster for one number."""
     lower, upper = bounds
-    if sigmoid != "long_tail" or not isinstance(x, float) or lower > upper or not margin > 0 or kwargs:
+    known = sigmoid in ("long_tail", "gaussian") and isinstance(x, float)
+    if not known or lower > upper or not margin > 0 or kwargs:
         return reward_utils.tolerance(x, bounds, margin, sigmoid, **kwargs)
     x = float(x)
     if lower <= x <= upper:
         return 1.0
     distance = (lower - x if x < lower else x - upper) / float(margin)
-    # As Meta-World does: 3.0 is its sqrt(1 / 0.1 - 1), and a power rounds otherwise than a product.
+    # As Meta-World does: the scales make the value 0.1 at the margin, and a power rounds otherwise than a product.
+    if sigmoid == "gaussian":
+        return float(np.exp(-0.5 * (distance * _GAUSSIAN_SCALE) ** 2))
     return 1 / ((distance * 3.0) ** 2 + 1)
 
 
@@ -97,17 +102,18 @@ _NAMES: dict[str, Any] = {
 }
 
 
-def _faster(member: Any) -> Any:
-    """Makes Meta-World's function again, from the same code, for other contents of its module's names."""
+def _faster(member: Any, names: dict[str, Any]) -> Any:
+    """Makes Meta-World's function again, from the same code, with other names in place of its module's."""
     if isinstance(member, staticmethod):
-        return staticmethod(_faster(member.__func__))
+        return staticmethod(_faster(member.__func__, names))
     if isinstance(member, property):
-        return property(_faster(member.fget))
+        return property(_faster(member.fget, names))
     if not isinstance(member, types.FunctionType):
         return member
-    names = {**member.__globals__, **{name: _NAMES[name] for name in _NAMES if name in member.__globals__}}
-    cells = tuple(types.CellType(_faster(cell.cell_contents)) for cell in member.__closure__ or ())
-    function = types.FunctionType(member.__code__, names, member.__name__, member.__defaults__, cells)
+    cells = tuple(types.CellType(_faster(cell.cell_contents, names)) for cell in member.__closure__ or ())
+    # A decorator's function comes from another module, and has Meta-World's own in its closure.
+    own = names if member.__globals__["__name__"] == names["__name__"] else member.__globals__
+    function = types.FunctionType(member.__code__, own, member.__name__, member.__defaults__, cells)
     function.__kwdefaults__ = member.__kwdefaults__
     return function
 
@@ -121,6 +127,15 @@ def _loaded(path: str, width: int, height: int) -> tuple[Any, Array, Array]:
     return model, model.body_pos.copy(), model.site_pos.copy()
 
 
+class _Data(mujoco.MjData):  # type: ignore[misc]
+    """MuJoCo's data, where a name is looked up only once."""
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        for kind in ("body", "geom", "joint", "site"):
+            setattr(self, kind, functools.cache(getattr(self, kind)))
+
+
 class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
     """The base class of Meta-World's manipulations, faster.
 
@@ -132,12 +147,9 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, *self._positions = _loaded(self.fullpath, self.width, self.height)
         self._in_model = model.body_pos, model.site_pos
-        data = mujoco.MjData(model)
-        # Arrays that look at MuJoCo's memory, because to look names up each time is slow.
+        data = _Data(model)
         self._mocap_pos, self._mocap_quat = data.mocap_pos[0], data.mocap_quat[0]
-        self._body_xpos = {model.body(i).name: data.body(i).xpos for i in range(model.nbody)}
-        self._site_xpos = {model.site(i).name: data.site(i).xpos for i in range(model.nsite)}
-        self._pads = model.geom("leftpad_geom").id, model.geom("rightpad_geom").id
+        self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
         return model, data
 
     def _own_positions(self) -> None:
@@ -192,31 +204,14 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
 
     def _get_curr_obs_combined_no_goal(self) -> Array:
         obs = np.zeros(18)
-        body = self._body_xpos
-        obs[:3] = body["hand"]
-        obs[3] = min(float(_norm(body["rightclaw"] - body["leftclaw"])) / 0.1, 1.0)
+        body = self.data.body
+        obs[:3] = body("hand").xpos
+        obs[3] = min(float(_norm(body("rightclaw").xpos - body("leftclaw").xpos)) / 0.1, 1.0)
         positions, quats = self._get_pos_objects(), self._get_quat_objects()
         for i in range(len(positions) // 3):
             obs[4 + 7 * i : 7 + 7 * i] = positions[3 * i : 3 * i + 3]
             obs[7 + 7 * i : 11 + 7 * i] = quats[4 * i : 4 * i + 4]
         return obs
-
-    def get_endeff_pos(self) -> Array:
-        """As Meta-World."""
-        return self._body_xpos["hand"]
-
-    def get_body_com(self, body_name: str) -> Array:
-        """As Gymnasium."""
-        return self._body_xpos[body_name]
-
-    @property
-    def tcp_center(self) -> Array:
-        """As Meta-World."""
-        center: Array = (self._site_xpos["rightEndEffector"] + self._site_xpos["leftEndEffector"]) / 2.0
-        return center
-
-    def _get_site_pos(self, site_name: str) -> Array:
-        return self._site_xpos[site_name].copy()
 
     def touching_object(self, object_geom_id: int) -> bool:
         """As Meta-World."""
@@ -227,10 +222,15 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
         addresses, forces = contact.efc_address, self.data.efc_force
         return all(0 < sum(forces[addresses[i]] for i, pair in touching if pad in pair) for pad in self._pads)
 
-    _gripper_caging_reward: Callable[..., float] = _faster(SawyerXYZEnv._gripper_caging_reward)
+    _gripper_caging_reward: Callable[..., float] = _faster(
+        SawyerXYZEnv._gripper_caging_reward, vars(sys.modules[SawyerXYZEnv.__module__]) | _NAMES
+    )
 
 
 @functools.cache
 def fast(kind: type) -> type:
     """Makes the faster subclass of a manipulation's class."""
-    return type(kind.__name__, (kind, FastSawyer), {name: _faster(member) for name, member in vars(kind).items()})
+    names = vars(sys.modules[kind.__module__]) | _NAMES
+    members = {name: _faster(member, names) for name, member in vars(kind).items()}
+    names[kind.__name__] = made = type(kind.__name__, (kind, FastSawyer), members)
+    return made

@@ -3,9 +3,14 @@
 import pickle
 
 import metaworld
+import mujoco
 import numpy as np
 import pytest
-from maml_rl.envs import make_vec
+from maml_rl.envs import make_vec, meta_world_fast
+from maml_rl.envs.meta_world_fast import fast
+from metaworld.policies import ENV_POLICY_MAP
+from metaworld.utils import reward_utils
+from scipy.spatial.transform import Rotation
 
 
 def rows(tasks):
@@ -82,3 +87,101 @@ def test_ml10_tests_on_manipulations_that_training_never_sees():
     for slot, name in zip(env._slots.envs, names[10:], strict=False):
         assert isinstance(slot.unwrapped._inner, metaworld.env_dict.ALL_V3_ENVIRONMENTS[name])
     env.close()
+
+
+def vectors_of_tasks(kind, num_tasks):
+    """Draws what places the objects and the goal, as Meta-World does."""
+    env = kind()
+    env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
+    env.seed(0)
+    vectors = []
+    for _ in range(num_tasks):
+        env.reset_model()
+        vectors.append(env._last_rand_vec.copy())
+    return vectors
+
+
+def arrays_of(model):
+    values = {name: getattr(model, name) for name in dir(model) if not name.startswith("_")}
+    return {name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def assert_same_steps(name, episodes):
+    """Steps two of ours, which share a model, and two of Meta-World's. Actions are of its policy or random."""
+    kind = metaworld.env_dict.ALL_V3_ENVIRONMENTS[name]
+    vectors = vectors_of_tasks(kind, 2 * len(episodes))
+    pairs = [(kind(), fast(kind)()) for _ in range(2)]
+    model = pairs[0][1].model
+    assert pairs[1][1].model is model
+    before = arrays_of(model)
+    rng = np.random.default_rng(0)
+    for steps, scripted, hidden in episodes:
+        states = []
+        for pair in pairs:
+            data = {"rand_vec": vectors.pop(), "env_cls": kind, "partially_observable": hidden}
+            for env in pair:
+                env.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(data)))
+            (expected, _), (observation, _) = (env.reset() for env in pair)
+            np.testing.assert_array_equal(observation, expected)
+            states.append(expected)
+        policies = [ENV_POLICY_MAP[name]() for _ in pairs]
+        for t in range(steps):
+            for i, (theirs, ours) in enumerate(pairs):
+                action = policies[i].get_action(states[i]) if scripted else rng.uniform(-1.2, 1.2, 4)
+                action = np.asarray(action, np.float64 if t % 5 == 0 else np.float32)
+                (states[i], *expected), (observation, *found) = theirs.step(action), ours.step(action)
+                np.testing.assert_array_equal(observation, states[i])
+                assert [*found, type(found[0])] == [*expected, type(expected[0])]
+    after = arrays_of(model)
+    assert [name for name in before if not np.array_equal(before[name], after[name], equal_nan=True)] in (
+        ["site_pos"],
+        ["body_pos"],
+        ["body_pos", "site_pos"],
+    )  # the arrays that each environment keeps for itself
+    for theirs, ours in pairs:
+        theirs.close()
+        ours.close()
+
+
+@pytest.mark.parametrize("name", metaworld.env_dict.ALL_V3_ENVIRONMENTS)
+def test_faster_steps_are_meta_world_s_own(name):
+    assert_same_steps(name, [(70, True, True), (20, False, True), (15, True, False)])
+
+
+def test_faster_helpers_give_the_same_numbers():
+    rng = np.random.default_rng(0)
+    for sigmoid in ("long_tail", "gaussian", "linear"):
+        for x in [*rng.uniform(-0.5, 0.5, 2000), 0.0, 0.1, np.nan]:
+            for value in (x, float(x)):
+                arguments = value, (0.0, 0.1), float(rng.uniform(0, 0.5)), sigmoid
+                expected, found = reward_utils.tolerance(*arguments), meta_world_fast.tolerance(*arguments)
+                np.testing.assert_array_equal(found, expected)
+                assert type(found) is type(expected)
+    for quat in [*rng.normal(size=(2000, 4)), *np.eye(4), *rng.normal(size=(500, 4)) * [1, 1e-9, 1, 1e-9]]:
+        matrix = np.empty(9)
+        mujoco.mju_quat2Mat(matrix, quat / np.linalg.norm(quat))
+        matrix = matrix.reshape(3, 3)
+        expected = Rotation.from_matrix(matrix).as_quat()
+        np.testing.assert_array_equal(meta_world_fast.Rotation.from_matrix(matrix).as_quat(), expected)
+    for x in [*rng.normal(size=(2000, 3)), *rng.normal(size=(50, 2)), *rng.normal(size=(50, 8))[:, ::2], [1, 2]]:
+        assert meta_world_fast._norm(x) == np.linalg.norm(x)
+    for parts in [(rng.normal(size=3), rng.normal(size=4)), tuple(rng.normal(size=2)), (np.ones(2), [1])]:
+        np.testing.assert_array_equal(meta_world_fast._hstack(parts), np.hstack(parts))
+
+
+@pytest.mark.parametrize("margin, bounds", [(-0.1, (0.0, 0.1)), (0.1, (0.2, 0.1))])
+def test_faster_tolerance_refuses_what_meta_world_refuses(margin, bounds):
+    with pytest.raises(ValueError, match="argin|bound"):
+        meta_world_fast.tolerance(0.3, bounds, margin, "long_tail")
+
+
+def test_meta_world_itself_is_left_as_it_is():
+    kind = metaworld.env_dict.ALL_V3_ENVIRONMENTS["door-open-v3"]
+    made = fast(kind)
+    assert made is not kind
+    assert issubclass(made, kind)
+    for function in (kind.compute_reward, kind._reward_pos):
+        assert function.__globals__["np"] is np
+        assert function.__globals__["reward_utils"] is reward_utils
+        assert function.__globals__[kind.__name__] is kind
+    assert np.linalg.norm is not meta_world_fast._norm
