@@ -147,6 +147,7 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, *self._positions = _loaded(self.fullpath, self.width, self.height)
         self._in_model = model.body_pos, model.site_pos
+        self._own_positions()
         data = _Data(model)
         self._mocap_pos, self._mocap_quat = data.mocap_pos[0], data.mocap_quat[0]
         self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
