@@ -144,6 +144,8 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
     (`cfrc_ext` and `cfrc_int`), which no manipulation looks at, are not computed.
     """
 
+    _hand_moves = True
+
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, *self._positions = _loaded(self.fullpath, self.width, self.height)
         self._in_model = model.body_pos, model.site_pos
@@ -157,12 +159,25 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
         """Writes this environment's positions into the shared model."""
         self._in_model[0][:], self._in_model[1][:] = self._positions
 
-    def reset(self, *args: Any, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
-        """As Meta-World."""
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """As Meta-World, which places everything twice, but moves the hand only the second time.
+
+        Placing it once would not do: the first time decides where the second one finds bodies and sites.
+        """
         self._own_positions()
-        result: tuple[Array, dict[str, Any]] = super().reset(*args, **kwargs)
+        self.curr_path_length, self._hand_moves = 0, False
+        self.reset_model()
+        self._hand_moves = True
+        obs, info = super(SawyerXYZEnv, self).reset()
+        self._prev_obs = obs[:18].copy()
+        obs[18:36] = self._prev_obs
         self._positions = [positions.copy() for positions in self._in_model]
-        return result
+        return obs, info
+
+    def _reset_hand(self, steps: int = 50) -> None:
+        super()._reset_hand(steps if self._hand_moves else 0)
 
     def step(self, action: Array) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         """As Meta-World, which looks the task up, asserts and copies more often, and moves sites back in vain."""
