@@ -1,8 +1,9 @@
 """Meta-World's environments stepped faster, with exactly the same observations, rewards and infos.
 
-Most of the time of a Meta-World step is spent in Python, in few places. `fast` makes a subclass of a manipulation
-that replaces them, and leaves the manipulation's own reset, reward and success as they are. Only the subclass is
-changed: other users of the package in the same process see nothing of it.
+Most of the time of a Meta-World step is spent in Python, in a few places. `fast` makes a subclass of a manipulation
+that replaces them. Reset, reward and success remain Meta-World's own code, which finds faster functions under the
+names `np.linalg.norm`, `np.hstack`, `reward_utils.tolerance` and `Rotation`. Only the subclass is changed: other
+users of the package in the same process see nothing of it.
 """
 
 import functools
@@ -43,7 +44,7 @@ def _hstack(parts: Any) -> Array:
 
 
 def tolerance(
-    x: Any, bounds: tuple[float, float] = (0.0, 0.0), margin: Any = 0.0, sigmoid: str = "gaussian", **kwargs: Any
+    x: Any, bounds: tuple[float, float] = (0.0, 0.0), margin: Any = 0.0, sigmoid: Any = "gaussian", **kwargs: Any
 ) -> Any:
     """Equals Meta-World's `reward_utils.tolerance`, and is faster for one number."""
     lower, upper = bounds
@@ -127,7 +128,7 @@ def _loaded(path: str, width: int, height: int) -> tuple[Any, Array, Array]:
     return model, model.body_pos.copy(), model.site_pos.copy()
 
 
-class _Data(mujoco.MjData):  # type: ignore[misc]
+class _Data(mujoco.MjData):
     """MuJoCo's data, where a name is looked up only once."""
 
     def __init__(self, model: Any):
@@ -140,8 +141,9 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
     """The base class of Meta-World's manipulations, faster.
 
     All environments of a manipulation share one model. Meta-World writes only positions of bodies and sites into
-    it, in resets: each environment keeps its own and writes them again before it steps. Forces on bodies
-    (`cfrc_ext` and `cfrc_int`), which no manipulation looks at, are not computed.
+    it, in resets: each environment keeps its own and writes them again before it steps. So the environments of a
+    process must not step in several threads at once. Forces on bodies (`cfrc_ext` and `cfrc_int`), which no
+    manipulation looks at, are not computed.
     """
 
     _hand_moves = True
@@ -236,7 +238,7 @@ class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
         if not touching:
             return False
         addresses, forces = contact.efc_address, self.data.efc_force
-        return all(0 < sum(forces[addresses[i]] for i, pair in touching if pad in pair) for pad in self._pads)
+        return all(sum(forces[addresses[i]] for i, pair in touching if pad in pair) > 0 for pad in self._pads)
 
     _gripper_caging_reward: Callable[..., float] = _faster(
         SawyerXYZEnv._gripper_caging_reward, vars(sys.modules[SawyerXYZEnv.__module__]) | _NAMES

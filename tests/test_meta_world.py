@@ -170,7 +170,7 @@ def test_faster_helpers_give_the_same_numbers():
         np.testing.assert_array_equal(meta_world_fast._hstack(parts), np.hstack(parts))
 
 
-@pytest.mark.parametrize("margin, bounds", [(-0.1, (0.0, 0.1)), (0.1, (0.2, 0.1))])
+@pytest.mark.parametrize(("margin", "bounds"), [(-0.1, (0.0, 0.1)), (0.1, (0.2, 0.1))])
 def test_faster_tolerance_refuses_what_meta_world_refuses(margin, bounds):
     with pytest.raises(ValueError, match="argin|bound"):
         meta_world_fast.tolerance(0.3, bounds, margin, "long_tail")
