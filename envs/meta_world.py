@@ -42,10 +42,10 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
       and ML45, they are five manipulations that training does not use.
     * `info["success"]` is Meta-World's. A rollout succeeds if it is true at any step.
 
-    Steps are faster than those of Meta-World's own classes, with the same numbers; see `meta_world_fast`. The first
-    environment of a manipulation takes about 22 MB of memory in each process and 100 ms to make, because it loads the
-    model. The others share it and take less than 1 MB. An environment is made again when its task changes to another
-    manipulation. With the same M, this never happens in training.
+    Steps are faster than those of Meta-World's own classes, with the same numbers; see `meta_world_fast`. The
+    first environment of a manipulation takes about 22 MB of memory in each process and 100 ms to make, because it
+    loads the model. The others share it and take less than 1 MB. An environment is made again when its task
+    changes to another manipulation. With the same M, this never happens in training.
 
     Args:
         benchmark_seed: The seed of the benchmark's goals.

@@ -1,7 +1,7 @@
 """Meta-World's environments stepped faster, with exactly the same observations, rewards and infos.
 
-Most of the time of a Meta-World step is spent in Python, in a few places. `fast` makes a subclass of a manipulation
-that replaces them. Reset, reward and success remain Meta-World's own code, which finds faster functions under the
+Most of the time of a Meta-World step is spent in Python, in a few places. `fast` makes a subclass of a
+manipulation that replaces them. Reset, reward and success remain Meta-World's own code, which finds faster functions under the
 names `np.linalg.norm`, `np.hstack`, `reward_utils.tolerance` and `Rotation`. Only the subclass is changed: other
 users of the package in the same process see nothing of it.
 """
@@ -128,7 +128,7 @@ def _loaded(path: str, width: int, height: int) -> tuple[Any, Array, Array]:
     return model, model.body_pos.copy(), model.site_pos.copy()
 
 
-class _Data(mujoco.MjData):
+class _Data(mujoco.MjData):  # type: ignore[misc]
     """MuJoCo's data, where a name is looked up only once."""
 
     def __init__(self, model: Any):
@@ -137,7 +137,7 @@ class _Data(mujoco.MjData):
             setattr(self, kind, functools.cache(getattr(self, kind)))
 
 
-class FastSawyer(SawyerXYZEnv):  # type: ignore[misc]
+class FastSawyer(SawyerXYZEnv):
     """The base class of Meta-World's manipulations, faster.
 
     All environments of a manipulation share one model. Meta-World writes only positions of bodies and sites into
