@@ -1,9 +1,9 @@
 """Meta-World's environments stepped faster, with exactly the same observations, rewards and infos.
 
 Most of the time of a Meta-World step is spent in Python, in a few places. `fast` makes a subclass of a
-manipulation that replaces them. Reset, reward and success remain Meta-World's own code, which finds faster functions under the
-names `np.linalg.norm`, `np.hstack`, `reward_utils.tolerance` and `Rotation`. Only the subclass is changed: other
-users of the package in the same process see nothing of it.
+manipulation that replaces them. Reset, reward and success remain Meta-World's own code, which finds faster
+functions under the names `np.linalg.norm`, `np.hstack`, `reward_utils.tolerance` and `Rotation`. Only the subclass
+is changed: other users of the package in the same process see nothing of it.
 """
 
 import functools
