@@ -107,14 +107,15 @@ class AdaptedVectorEnv(VectorFamily):
         split = np.array_split(np.arange(num_envs), max(1, num_workers))
         shares = [share for share in split if share.size]
         self._bounds = [int(share[0]) for share in shares[1:]]
-        _log.info("%s: making %d environments", self.name, num_envs)
+        log = _log.info if num_envs > 1 else _log.debug
+        log("%s: making %d environments", self.name, num_envs)
         if num_workers:
             for share in shares:
                 self._workers.append(Worker(make, int(share[0]), len(share)))
             sizes = self._collect("make", self._workers)
         else:
             sizes = self._answers("make", [(make, num_envs)])
-        _log.info("%s: the environments take %.0f MB of memory", self.name, sum(sizes) / 1e6)
+        log("%s: the environments take %.0f MB of memory", self.name, sum(sizes) / 1e6)
 
     def _describe(self) -> None:
         """Sets what the first environment says of the family. Raises `ValueError` if it says too little."""

@@ -2,8 +2,8 @@
 
 `python experiments/metaworld_ml10.py`
 
-Twenty tasks are two of each training manipulation, and four of each test manipulation. Time and memory as in
-metaworld_ml1.py.
+Twenty tasks are two of each training manipulation, and four of each test manipulation. See metaworld_ml1.py
+for its length and for the benchmark's own evaluation.
 """
 
 from pathlib import Path

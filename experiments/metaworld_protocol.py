@@ -9,6 +9,7 @@ its own, and three learners of each task act on.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 from itertools import islice
 from pathlib import Path
@@ -87,9 +88,10 @@ def results(
     }
 
 
-def evaluated(run_dir: Path, num_tasks: int, seed: int) -> dict[str, Any]:
+def evaluated(run_dir: Path, num_tasks: int, seed: int, horizon: int = 500) -> dict[str, Any]:
     """The protocol's results on training and on test tasks, by manipulation."""
     config, policy, _ = load_run(run_dir)
+    config = dataclasses.replace(config, horizon=horizon)
     names, method = manipulations(config), method_of(config)
     num_rollouts = TESTED if method.independent_learners else EPISODES
     found: dict[str, Any] = {

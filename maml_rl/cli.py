@@ -262,9 +262,6 @@ def run(command: Callable[[], object]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt as error:
-        # An interrupt that has left an `exec` makes Python end itself by SIGINT, unless another one ends without.
-        # Importing a module with dataclasses or named tuples uses `exec`.
-        exec("pass")
         print("\nstopped", file=sys.stderr)
         sys.exit(exit_code(error))
     finally:

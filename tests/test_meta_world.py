@@ -3,6 +3,7 @@
 import pickle
 
 import metaworld
+import metaworld_protocol
 import mujoco
 import numpy as np
 import pytest
@@ -11,6 +12,11 @@ from maml_rl.envs.meta_world_fast import fast
 from metaworld.policies import ENV_POLICY_MAP
 from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
+
+from maml_rl import Config, train
+from maml_rl.policies import flatten
+from maml_rl.runs.folder import new_policy
+from maml_rl.sampling.actors import TaskPolicies
 
 
 def rows(tasks):
@@ -186,3 +192,38 @@ def test_meta_world_itself_is_left_as_it_is():
         assert function.__globals__["reward_utils"] is reward_utils
         assert function.__globals__[kind.__name__] is kind
     assert np.linalg.norm is not meta_world_fast._norm
+
+
+def test_meta_world_s_own_protocol(tmp_path):
+    config = Config(
+        env_id="maml_rl/ML1-v0",
+        env_kwargs={"task_name": "push-v3"},
+        run_dir=tmp_path / "run",
+        iterations=1,
+        num_tasks=2,
+        num_rollouts=2,
+        horizon=5,
+        hidden_sizes=(8,),
+        eval_num_tasks=2,
+        eval_num_rollouts=1,
+        num_workers=0,
+    )
+    train(config)
+    found = [metaworld_protocol.evaluated(config.run_dir, 20, seed=seed, horizon=5) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    for split in ("train", "test"):
+        (name, values), *rest = found[0][split].items()
+        assert (name, rest, values["tasks"]) == ("push-v3", [], 20)
+        assert 0 <= values["success"] <= 1
+        assert values["return"] > 0
+    assert found[0]["train"] != found[0]["test"]
+    assert "| test | mean |" in metaworld_protocol.as_markdown(found[0])
+
+
+def test_the_most_probable_actions_are_the_same_with_any_seed(push):
+    config = Config(env_id="maml_rl/ML1-v0", hidden_sizes=(8,), num_workers=0)
+    policy = new_policy(config)
+    tasks = push.sample_tasks(2, np.random.default_rng(0))
+    actor = TaskPolicies(policy, flatten(policy).expand(2, -1))
+    one, other = (metaworld_protocol.most_probable(push, actor, tasks, 1, seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(one, other)
