@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from .family import VectorFamily, in_words, num_cores
     from .making import make_vec
     from .native import TaskEnv, TaskVectorEnv
+    from .supervised import SupervisedFamily
 
 __all__ = [
     "AdaptedVectorEnv",
     "BrokenEnvironmentError",
+    "SupervisedFamily",
     "TaskEnv",
     "TaskVectorEnv",
     "VectorFamily",
@@ -36,6 +38,7 @@ _NAMES = {
     "family": ("VectorFamily", "in_words", "num_cores"),
     "making": ("make_vec",),
     "native": ("TaskEnv", "TaskVectorEnv"),
+    "supervised": ("SupervisedFamily",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -84,6 +87,7 @@ def _is_family(spec: EnvSpec) -> bool:
 for _name in ("Navigation2D", "PixelNavigation2D", "CornerNavigation2D"):
     _register(_name, "navigation", horizon=100)
 _register("SparseNavigation2D", "navigation", horizon=20)
+_register("Sinusoid", "supervised", horizon=1)
 _register("BernoulliBandit", "bandit", horizon=10, num_arms=5)
 _register("TabularMDP", "tabular", horizon=10, num_states=10, num_actions=5)
 for _name in ("HalfCheetahVel", "HalfCheetahDir", "AntVel", "AntDir", "AntGoal"):

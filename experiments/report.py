@@ -16,6 +16,7 @@ import faults
 import gymnasium
 import navigation_2d_table
 import numpy as np
+import sinusoid_shots
 import tyro
 from benchmarks import scaling
 from gymnasium.envs.registration import load_env_creator
@@ -71,7 +72,7 @@ def summary_table(root: Path = RESULTS) -> str:
             name: np.concatenate(curves.returns).mean(0)
             for name, curves in (by_method(load_runs(folders)) if folders else {}).items()
         }
-        if mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
+        if base.env_id in published.RETURNS and mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
             shown = ("random", "pretrain", "maml", LEARNED, "oracle")
             after = [f"{mean[name][min(1, len(mean[name]) - 1)]:.1f}" if name in mean else "" for name in shown]
             paper = {name: np.array(returns) for name, returns in published.RETURNS[base.env_id].items()}
@@ -204,6 +205,8 @@ def all_tables() -> dict[str, str]:
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
+    if (sinusoid_shots.RESULTS / "shots.json").exists():
+        found["sinusoid shots"] = sinusoid_shots.committed_table()
     found["faults"] = faults.as_markdown(json.loads((RESULTS / "faults.json").read_text()))
     found["estimators"] = estimators.as_markdown(json.loads((estimators.RESULTS / "table.json").read_text()))
     evaluation = {

@@ -14,6 +14,7 @@ import ant_vel
 import half_cheetah_dir
 import half_cheetah_vel
 import navigation_2d
+import sinusoid
 import sparse_navigation_2d
 import tyro
 from maml_rl.envs import num_cores
@@ -32,6 +33,7 @@ BASES = {
     "half_cheetah_dir": half_cheetah_dir.CONFIG,
     "ant_vel": ant_vel.CONFIG,
     "ant_dir": ant_dir.CONFIG,
+    "sinusoid": sinusoid.CONFIG,
 }
 PRETRAIN = {"num_steps": 0}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
@@ -83,9 +85,19 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
-        for family in list(BASES)[2:]
+        for family in list(BASES)[2:-1]
+    },
+    "sinusoid": {
+        "maml": {},
+        "fomaml": {"first_order": True},
+        "reptile": {"outer": "reptile", "outer_lr": 0.1, "num_steps": 5},
+        "meta_sgd": {"learn_lr": "parameter"},
+        "pretrain": PRETRAIN,
+        "oracle": ORACLE,
     },
 }
+# Points of a learning curve in training.json.
+_POINTS = 1000
 # All names of methods, each once.
 _NAMES = dict.fromkeys(name for methods in METHODS.values() for name in methods)
 
@@ -119,16 +131,20 @@ def commit() -> str:
 
 def training_record(config: Config, trained_by: str) -> dict[str, object]:
     """What training.json holds of a run: its last commit, cores it might use, what it took, its learning curve."""
-    events = EventAccumulator(str(config.run_dir))
+    events = EventAccumulator(str(config.run_dir), size_guidance={"scalars": 0})  # all of them
     events.Reload()
     names = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/return_step_")]
-    curves = {tag.removeprefix("train/"): [round(e.value, 3) for e in events.Scalars(tag)] for tag in names}
-    at = [e.step for e in events.Scalars(names[0])] if names else []
-    spent = [e.value for part in ("collect", "update") * bool(at) for e in events.Scalars(f"time/{part}_seconds")]
+    steps = [e.step for e in events.Scalars(names[0])] if names else []
+    every = max(1, -(-len(steps) // _POINTS))
+    at = steps[::every]
+    curves = {t.removeprefix("train/"): [round(e.value, 3) for e in events.Scalars(t)[::every]] for t in names}
+    spent = [
+        e.value for part in ("collect", "update") * bool(steps) for e in events.Scalars(f"time/{part}_seconds")
+    ]
     return {
         "commit": trained_by,
         "cores": num_cores(),
-        "env_steps": at[-1] if at else 0,
+        "env_steps": steps[-1] if steps else 0,
         "seconds": round(sum(spent)),
         "curves": {"env_steps": at, **curves},
     }

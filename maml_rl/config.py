@@ -84,7 +84,9 @@ class Config:
     """Divide each task's advantages by their standard deviation."""
 
     hidden_sizes: tuple[int, ...] = _method((64, 64))
-    """Widths of the policy's hidden tanh layers."""
+    """Widths of the policy's hidden layers."""
+    activation: Literal["tanh", "relu"] = _method("tanh")
+    """Function of the hidden layers."""
     initial_std: float = _method(1.0, above=0)
     """Standard deviation of the Gaussian policy before training, in units of half the action range."""
     observe_task: bool = _method(False)
@@ -105,6 +107,8 @@ class Config:
     `task` one per layer, as a function of the rewards of its rollouts."""
     inner_advantage: Literal["gae", "learned"] = _method("gae")
     """Advantages of the inner loss: estimates (GAE), or a `learned` function of them and of every step."""
+    policy_gradient: bool = _method(False)
+    """Learn a supervised family from rewards, by policy gradients, instead of by the gradient of its loss."""
     adapt_only: Literal["head", "body", "context"] | str | None = _method(None)
     """Name of the only part of the policy that inner steps change: `head` is ANIL, `context` is CAVIA."""
     first_order: bool = _method(False)

@@ -2,12 +2,14 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -22,7 +24,9 @@ from .policies import flatten
 from .runs.evaluation import lr_factors
 from .runs.folder import load_run
 from .sampling.actors import Actor
+from .sampling.examples import as_tensors, learns_from_examples, predict
 from .sampling.families import make_env
+from .sampling.rollouts import Rollouts
 from .sampling.spaces import Array, action_map, encode
 from .sampling.streams import torch_generator
 
@@ -57,13 +61,19 @@ class MetaPolicy:
         self.config, self.policy = config, policy
 
     def adapt(
-        self, env: AnyEnv, num_steps: int | None = None, num_rollouts: int | None = None, seed: int | None = None
+        self,
+        env: AnyEnv | tuple[npt.ArrayLike, npt.ArrayLike],
+        num_steps: int | None = None,
+        num_rollouts: int | None = None,
+        seed: int | None = None,
     ) -> "AdaptedPolicy":
         """Adapts to the current task of an environment. It collects rollouts and takes inner steps on them.
 
         Args:
             env: An environment from `gymnasium.make`, or a vector environment whose N environments all have the
-                same task. It must have the same spaces as the run's family. Its task may be hidden.
+                same task. It must have the same spaces as the run's family. Its task may be hidden. If the run has
+                learned from examples: K inputs (K, ...) and their targets (K, A), or (K,) if discrete. The policy
+                then takes any number of inputs (n, ...) at once, and every step uses all examples.
             num_steps: S, adaptation steps; for RL², episodes to remember. By default as in training, but at least
                 1. With 0, the policy acts without adapting.
             num_rollouts: K, rollouts for each step, a multiple of N. By default as in training, rounded up. RL²
@@ -82,7 +92,13 @@ class MetaPolicy:
             raise UserError("The oracle is given its task and does not adapt; load a run without observe_task.")
         family = make_env(config, 1)
         family.close()
-        given = _GivenEnv(env, family)
+        from_examples = learns_from_examples(family, config) and not method.independent_learners
+        if from_examples != isinstance(env, tuple):
+            raise UserError(
+                f"This run learns from {'examples' if from_examples else 'rewards'}; call "
+                f"{'adapt((inputs, targets))' if from_examples else 'adapt(env) with an environment'}."
+            )
+        given = _GivenEnv(family if isinstance(env, tuple) else env, family)
         num_steps = max(method.num_adaptations, 1) if num_steps is None else num_steps
         one_per_env = method.independent_learners
         if num_steps < (least := int(one_per_env and given.num_envs > 1)):
@@ -94,7 +110,14 @@ class MetaPolicy:
         collecting, acting = seeds.spawn(2)
         given.seeded = seed is not None
         factors, theta = lr_factors(config, num_steps), flatten(self.policy)
-        phases = method.collect(given, self.policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
+        phases: Iterable[Rollouts]
+        if isinstance(env, tuple):
+            inputs, targets = as_tensors(family, np.asarray(env[0])[None], np.asarray(env[1])[None])
+            phases = [
+                predict(method.adapted(self.policy, theta, [], []), inputs, targets, theta.device)
+            ] * num_steps
+        else:
+            phases = method.collect(given, self.policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
         actor = method.adapted(self.policy, theta, list(islice(phases, num_steps)), factors)
         return AdaptedPolicy(actor, given, torch_generator(acting))
 

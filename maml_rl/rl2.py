@@ -261,6 +261,8 @@ def _check_options(config: Config) -> None:
     if config.outer != "ppo":
         raise UserError(f"outer is {config.outer!r}, but RL² is trained by PPO; choose outer ppo.")
     unused = (
+        "activation",
+        "policy_gradient",
         "context_size",
         "observe_task",
         "kl_penalty",

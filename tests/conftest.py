@@ -75,6 +75,17 @@ def random_rollouts(kind, num_tasks=3, num_rollouts=4, horizon=5, seed=0):
     )
 
 
+def random_examples(kind, **shape):
+    """Rollouts in float64 with targets: of one step, all of them taken."""
+    rollouts = random_rollouts(kind, horizon=1, **shape)
+    g = torch.Generator().manual_seed(7)
+    if kind == "normal":
+        targets = torch.randn(rollouts.actions.shape, generator=g, dtype=torch.float64)
+    else:
+        targets = rollouts.actions.flip(1)
+    return rollouts._replace(targets=(targets,))
+
+
 def collect(env, policy, thetas, tasks, seeds):
     """Rollouts of each task under its own parameters."""
     return collect_rollouts(env, TaskPolicies(policy, thetas), tasks, env.num_envs // len(tasks), seeds)

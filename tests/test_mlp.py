@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from conftest import A, O, random_rollouts
+from conftest import A, O, random_examples, random_rollouts
 from torch.utils._pytree import tree_leaves, tree_map
 
 from maml_rl.config import Config
 from maml_rl.maml import linearise, mlp
+from maml_rl.maml.inner import adapt
 from maml_rl.maml.step_sizes import prepare
 from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, initialise, unflatten
+
+ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 
 
 class Differentiated(MLP):
@@ -20,7 +23,7 @@ def policies(kind, hidden_sizes, config):
     made = []
     for kind_of_policy in (MLP, Differentiated):
         head = GaussianHead(width, A, 0.7) if kind == "normal" else CategoricalHead(width, A)
-        policy = kind_of_policy(O, hidden_sizes, head)
+        policy = kind_of_policy(O, hidden_sizes, head, activation=ACTIVATIONS[config.activation])
         initialise(policy, torch.Generator().manual_seed(0))
         prepare(policy, config, O, A)
         made.append(policy)
@@ -28,12 +31,12 @@ def policies(kind, hidden_sizes, config):
     return made
 
 
-def problem(policy, num_steps):
+def problem(policy, num_steps, data=random_rollouts):
     """θ whose every entry counts, supports and a query."""
     g = torch.Generator().manual_seed(3)
     theta = flatten(policy).double()
     return theta + 0.3 * torch.randn(len(theta), generator=g, dtype=theta.dtype), [
-        random_rollouts("normal" if isinstance(policy.head, GaussianHead) else "categorical", seed=seed)
+        data("normal" if isinstance(policy.head, GaussianHead) else "categorical", seed=seed)
         for seed in range(num_steps + 1)
     ]
 
@@ -65,6 +68,27 @@ def test_every_depth(kind, hidden_sizes, num_steps, cg_iterations):
 )
 def test_every_option_of_the_inner_step(kind, options):
     compare(kind, (5, 4), 2, **options)
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (5, 4), (5, 4, 3)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"learn_lr": "parameter"}, {"first_order": True}], ids=str)
+@pytest.mark.parametrize("data", [random_rollouts, random_examples])
+def test_relu_layers(kind, hidden_sizes, options, data):
+    compare(kind, hidden_sizes, 2, data, activation="relu", **options)
+
+
+def test_examples_and_tanh(kind):
+    compare(kind, (5, 4), 2, random_examples)
+
+
+def test_adapting_many_tasks_equals_adapting_each(kind):
+    config = Config(inner_lr=0.4, learn_lr="layer")
+    for policy in policies(kind, (5, 4), config):
+        theta, (support,) = problem(policy, 0)
+        thetas = theta + torch.arange(3.0).double()[:, None] / 10
+        together = linearise.adapt_tasks(policy, thetas, support, config, 0.5)
+        each = [adapt(policy, thetas[i], tree_map(lambda x, i=i: x[i], support), config, 0.5)[0] for i in range(3)]
+        torch.testing.assert_close(together, torch.stack(each), rtol=1e-9, atol=1e-12)
 
 
 def test_a_step_size_of_its_own_for_the_standard_deviation():
@@ -99,11 +123,11 @@ def test_a_policy_that_was_changed_is_not_covered():
     assert not mlp.covers(MLP(O, (4,), torch.nn.Linear(4, A)))
 
 
-def compare(kind, hidden_sizes, num_steps, **options):
+def compare(kind, hidden_sizes, num_steps, data=random_rollouts, **options):
     config = Config(inner_lr=0.4, chunk_tasks=2, **options)
     results = []
     for policy in policies(kind, hidden_sizes, config):
-        theta, (*supports, query) = problem(policy, num_steps)
+        theta, (*supports, query) = problem(policy, num_steps, data)
         chunks = linearise.linearise_chunks(policy, theta, tuple(supports), query, config)
         g = torch.Generator().manual_seed(5)
         tangent = torch.randn(len(theta), generator=g, dtype=theta.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from ..config import Config
-from ..policies import Distribution, act, unflatten
+from ..policies import Distribution, act, prediction_loss, unflatten
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
 from ..sampling.advantages import discounted_sums
 from ..sampling.rollouts import Rollouts, masked_mean
@@ -46,7 +46,7 @@ ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Config], Tensor]] = {"vpg": vpg,
 def inner_loss(
     policy: nn.Module, theta: Tensor, rollouts: Rollouts, config: Config
 ) -> tuple[Tensor, Distribution]:
-    """The surrogate -E[w_t Â_t] of one task, whose gradient is the policy gradient (Williams, 1992).
+    """L of a task's examples, or the surrogate -E[w_t Â_t] with the policy gradient (Williams, 1992).
 
     Args:
         policy: The policy module.
@@ -60,13 +60,27 @@ def inner_loss(
     # Rollouts and steps become one axis, so that a batch of tasks is one batched matrix product.
     distribution = act(policy, theta, rollouts.observations.flatten(0, 1))
     network = unflatten(policy, theta)[ADVANTAGE_NETWORK] if config.inner_advantage == "learned" else None
-    return policy_gradient_loss(distribution, rollouts, config, network), distribution
+    return loss_of(distribution, rollouts, config, network), distribution
 
 
-def policy_gradient_loss(
+def example_loss(distribution: Distribution, rollouts: Rollouts) -> Tensor:
+    """The mean of L over a task's examples, a scalar, or over those of m tasks, (m,).
+
+    Args:
+        distribution: The policy at the inputs, of tensors (K·H, ...), or (m, K·H, ...).
+        rollouts: The examples, (K, H, ...), or (m, K, H, ...).
+    """
+    (targets,), outputs = rollouts.targets, distribution[0]
+    shape = outputs.shape if targets.is_floating_point() else outputs.shape[:-1]
+    return prediction_loss(distribution, targets.reshape(shape)).mean(-1)
+
+
+def loss_of(
     distribution: Distribution, rollouts: Rollouts, config: Config, network: Tensor | None = None
 ) -> Tensor:
     """`inner_loss` of π_θ at the observations, of tensors (K·H, ...), and of the network of learned advantages."""
+    if rollouts.targets:
+        return example_loss(distribution, rollouts)
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
     weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
     advantages = rollouts.advantages if network is None else learned_advantages(network, rollouts)

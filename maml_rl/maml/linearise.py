@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from ..config import Config
@@ -18,6 +19,7 @@ from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks
 from . import mlp
+from .inner import adapt
 from .objective import adapted_policy, over_tasks
 
 _log = logging.getLogger(__name__)
@@ -43,6 +45,19 @@ class Linearised(NamedTuple):
 def _say_slower(name: str) -> None:
     """Says once for each class of policies that a faster way exists."""
     _log.warning("%s is differentiated automatically, which is slower than for a ready-made MLP.", name)
+
+
+def adapt_tasks(
+    policy: nn.Module, thetas: Tensor, support: Rollouts, config: Config, lr_factor: float = 1.0
+) -> Tensor:
+    """Adapts the parameters of m tasks, (m, P), without derivatives. The arguments are those of `adapt`.
+
+    An iteration on examples is so short that this step is a large part of it.
+    """
+    if support.targets and mlp.covers(policy):
+        return mlp.inner_step(policy, thetas, support, config, lr_factor)[0]
+    adapted, _ = vmap(partial(adapt, policy, config=config, lr_factor=lr_factor))(thetas, support)
+    return adapted
 
 
 def linearise(
@@ -90,10 +105,18 @@ def _automatic(
     theta = theta.detach().requires_grad_()
     outputs = f(theta)
     kind = type(outputs)
-    cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
-    (pulled,) = torch.autograd.grad(outputs, theta, cotangents, create_graph=True)
+
+    @cache  # not every outer optimiser needs it
+    def pull() -> tuple[Tensor, list[Tensor]]:
+        cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
+        return torch.autograd.grad(outputs, theta, cotangents, create_graph=True)[0], cotangents
+
+    def jvp(tangent: Tensor) -> Distribution:
+        pulled, cotangents = pull()
+        return kind(*torch.autograd.grad(pulled, cotangents, tangent, retain_graph=True))
+
     return (
         kind(*(output.detach() for output in outputs)),
-        lambda v: kind(*torch.autograd.grad(pulled, cotangents, v, retain_graph=True)),
+        jvp,
         lambda u: torch.autograd.grad(outputs, theta, u, retain_graph=True)[0],
     )

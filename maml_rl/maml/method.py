@@ -1,7 +1,6 @@
 """MAML and its relatives as a method."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,18 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from ..config import Config
-from ..envs import VectorFamily, in_words
+from ..envs import SupervisedFamily, VectorFamily, in_words
 from ..errors import UserError
 from ..policies import Distribution
 from ..policies.ready_made import make_policy
 from ..sampling.actors import TaskPolicies
 from ..sampling.collect import collect_phase
-from ..sampling.rollouts import Rollouts
+from ..sampling.examples import example_sets, learns_from_examples, predict
+from ..sampling.rollouts import Rollouts, supports_of
 from ..sampling.spaces import Array, task_inputs
 from ..sampling.threads import map_chunks
-from .inner import ESTIMATORS, adapt, with_scales
+from .inner import ESTIMATORS, with_scales
+from .linearise import adapt_tasks
 from .objective import through_adaptation
 from .outer import OPTIMISERS
 from .step_sizes import prepare
@@ -78,6 +79,7 @@ class MAML:
 
     def prepare(self, policy: nn.Module, env: VectorFamily) -> None:
         """See `Method`. Learned step sizes become parameters of the policy."""
+        _check_family(self.config, env)
         input_size = spaces.flatdim(env.single_observation_space) + self._task_size(env)
         with torch.no_grad():
             result = policy(torch.zeros(2, input_size))
@@ -101,26 +103,33 @@ class MAML:
         seeds: np.random.SeedSequence,
         lr_factors: Sequence[float] | None = None,
     ) -> Iterator[Rollouts]:
-        """See `Method`. K rollouts of each task alternate with an inner step on them."""
+        """See `Method`. K rollouts of each task alternate with an inner step on them.
+
+        Examples are drawn once: every step uses the K of the first phase, and all later phases are K others.
+        """
         if lr_factors is None:
             lr_factors = [1.0] * self.num_adaptations
         seen_tasks = task_inputs(env.task_space, tasks) if self.config.observe_task else None
         thetas = theta.detach().expand(len(tasks), -1)
+        sets = example_sets(env, tasks, num_rollouts, seeds) if learns_from_examples(env, self.config) else []
         for k, phase in enumerate(seeds.spawn(len(lr_factors) + 1)):
             _require_finite(thetas, tasks)
             actor = TaskPolicies(policy, thetas.cpu(), seen_tasks)
-            rollouts = collect_phase(env, actor, tasks, num_rollouts, phase, self.config, theta.device)
+            if sets:
+                rollouts = predict(actor, *sets[min(k, 1)], theta.device)
+            else:
+                rollouts = collect_phase(env, actor, tasks, num_rollouts, phase, self.config, theta.device)
             yield rollouts
+            if k == 0 or not sets:
+                support = rollouts
             if k < len(lr_factors):
-                thetas = self._inner_step(policy, thetas, rollouts, lr_factors[k])
+                thetas = self._inner_step(policy, thetas, support, lr_factors[k])
 
     def _inner_step(self, policy: nn.Module, thetas: Tensor, rollouts: Rollouts, lr_factor: float) -> Tensor:
         """Adapts each task's parameters (M, P) to its rollouts."""
 
         def chunk(policy: nn.Module, rows: slice) -> Tensor:
-            step = partial(adapt, policy, config=self.config, lr_factor=lr_factor)
-            adapted, _ = vmap(step)(thetas[rows], tree_map(lambda x: x[rows], rollouts))
-            return adapted
+            return adapt_tasks(policy, thetas[rows], tree_map(lambda x: x[rows], rollouts), self.config, lr_factor)
 
         return torch.cat(map_chunks(chunk, policy, len(thetas), self.config))
 
@@ -130,6 +139,7 @@ class MAML:
         """See `Method`."""
         if self.num_adaptations:
             theta = with_scales(policy, theta, batches[0], self.config)
+        batches = [*supports_of(batches[:-1]), batches[-1]]
         return OPTIMISERS[self.config.outer](policy, theta, optimiser_state, batches, self.config)
 
     def adapted(
@@ -140,7 +150,7 @@ class MAML:
         def one(supports: tuple[Rollouts, ...]) -> Tensor:
             return through_adaptation(policy, theta, supports, self.config, lr_factors)[0]
 
-        thetas = vmap(one)(tuple(batches)) if batches else theta.unsqueeze(0)
+        thetas = vmap(one)(tuple(supports_of(batches))) if batches else theta.unsqueeze(0)
         _require_finite(thetas, None)
         return TaskPolicies(policy, thetas)
 
@@ -151,6 +161,36 @@ def _require_finite(thetas: Tensor, tasks: Array | None) -> None:
         if tasks is not None:
             where = f" on task {in_words(tasks[int((~torch.isfinite(thetas)).any(1).nonzero()[0])])}"
         raise UserError(f"The policy's parameters{where} are not finite; lower inner_lr or outer_lr.")
+
+
+def _check_family(config: Config, env: VectorFamily) -> None:
+    """Refuses options that do not fit how the family is learned: from examples, or from rewards."""
+    if config.policy_gradient and not isinstance(env, SupervisedFamily):
+        raise UserError(
+            f"policy_gradient is on, but {config.env_id} is no supervised family and has no other gradient; leave "
+            "policy_gradient out."
+        )
+    if not learns_from_examples(env, config):
+        return
+    instead = "or learn it from rewards with policy_gradient."
+    if config.outer in ("trpo", "ppo"):
+        raise UserError(
+            f"outer is {config.outer!r}, but {config.env_id} is learned from examples, without probabilities of "
+            f"actions; choose outer adam or reptile, {instead}"
+        )
+    if env.max_episode_steps != 1:
+        raise UserError(
+            f"horizon is {env.max_episode_steps}, but an example of {config.env_id} is one step; leave horizon "
+            f"out, {instead}"
+        )
+    for name in config.changed(
+        *("estimator", "e_maml", "inner_advantage", "log_std_lr", "initial_std"),
+        *("discount", "gae_lambda", "normalise_advantages"),
+    ):
+        raise UserError(
+            f"{name} is {getattr(config, name)!r}, but {config.env_id} is learned from examples, which do not use "
+            f"it; leave {name} out, {instead}"
+        )
 
 
 def _check_options(config: Config) -> None:

@@ -7,7 +7,7 @@ products) in `_bar`.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import Categorical, Distribution
-from ..policies.batched import as_made, tanh
+from ..policies.batched import as_made, has_relu, tanh
 from ..policies.networks import normal
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_STD, unflatten
 from ..sampling.rollouts import Rollouts
-from .inner import inner_update, policy_gradient_loss
+from .inner import example_loss, inner_update, loss_of
+from .step_sizes import all_alike
 
 # Weight (m, out, in) and bias (m, out) of each linear layer of m tasks, or their tangents or cotangents.
 Layers = list[tuple[Tensor, Tensor]]
@@ -33,14 +34,16 @@ class ForwardPass(NamedTuple):
     Attributes:
         layers: The networks.
         inputs: The inputs of each layer, (m, N, in): the observations, then the hidden features.
-        slopes: tanh' at each hidden layer, (m, N, out).
+        slopes: The activation's derivative at each hidden layer, (m, N, out).
         output: The output of the last layer, (m, N, A).
+        relu: Whether the activation is ReLU, which has no second derivative, and not tanh.
     """
 
     layers: Layers
     inputs: list[Tensor]
     slopes: list[Tensor]
     output: Tensor
+    relu: bool
 
 
 def covers(policy: nn.Module) -> bool:
@@ -71,7 +74,7 @@ def linearise(
         thetas, step_jvp, step_vjp = inner_step(policy, thetas, support, config)
         steps.append((step_jvp, step_vjp))
     layers, log_std, network = split(policy, thetas)
-    at_query = forward(layers, query.observations.flatten(1, 2))
+    at_query = forward(layers, query.observations.flatten(1, 2), has_relu(policy))
     policies, head_jvp, head_vjp = jacobian_products(distribution, at_query.output, *log_std)
 
     def jvp(tangent: Tensor) -> Distribution:
@@ -95,7 +98,7 @@ def linearise(
 
 
 def inner_step(
-    policy: nn.Module, thetas: Tensor, support: Rollouts, config: Config
+    policy: nn.Module, thetas: Tensor, support: Rollouts, config: Config, lr_factor: float = 1.0
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """An inner step of m tasks, (m, P) to (m, P): the adapted parameters, v ↦ J v and u ↦ Jᵀ u.
 
@@ -103,34 +106,40 @@ def inner_step(
     that, a network of learned advantages is a part of θ like any other, though its own step size is 0.
     """
     layers, log_std, network = split(policy, thetas)
-    at_support = forward(layers, support.observations.flatten(1, 2))
-
-    def loss(support: Rollouts, output: Tensor, log_std: list[Tensor], network: list[Tensor]) -> Tensor:
-        return policy_gradient_loss(distribution(output, *log_std), support, config, *network)
-
+    at_support = forward(layers, support.observations.flatten(1, 2), has_relu(policy))
     output, log_std, network = tree_map(
         lambda x: x.clone().requires_grad_(), (at_support.output, log_std, network)
     )
-    at = [output, *log_std, *network]
-    total = vmap(loss)(support, output, log_std, network).sum()
+    at = [output] if support.targets else [output, *log_std, *network]  # L depends on the output alone
+    total = inner_losses(support, config, output, log_std, network).sum()
     slopes = torch.autograd.grad(total, at, create_graph=not config.first_order)
     output_bar, *others_bar = [slope.detach() for slope in slopes]
     layers_bar, outputs_bar, features_bar = layers_vjp(at_support, output_bar)
     gradient = join(policy, layers_bar, others_bar)
-    curvature = None
-    if not config.first_order:
-        curvature = second_order(at_support, outputs_bar, features_bar, num_products=2 * config.cg_iterations)
+
+    @cache  # collecting needs no products
+    def curvature() -> SecondOrder:
+        return second_order(at_support, outputs_bar, features_bar, num_products=2 * config.cg_iterations)
 
     def hvp(tangents: Tensor) -> Tensor:
-        if curvature is None:
+        if config.first_order:
             return torch.zeros_like(tangents)
         layers_dot, log_std_dot, network_dot = split(policy, tangents)
         output_dot, features_dot = layers_jvp(at_support, layers_dot)
-        first, *rest = torch.autograd.grad(slopes, at, [output_dot, *log_std_dot, *network_dot], retain_graph=True)
-        return join(policy, layers_vjp_jvp(at_support, curvature, layers_dot, features_dot, first), rest)
+        tangents_at = [output_dot, *log_std_dot, *network_dot][: len(at)]
+        first, *rest = torch.autograd.grad(slopes, at, tangents_at, retain_graph=True)
+        return join(policy, layers_vjp_jvp(at_support, curvature(), layers_dot, features_dot, first), rest)
+
+    if all_alike(config):
+
+        def product(v: Tensor) -> Tensor:
+            return v - lr_factor * config.inner_lr * hvp(v)  # which is its own transpose
+
+        return inner_update(policy, thetas, gradient, support, config, lr_factor), product, product
 
     def update(thetas: Tensor, gradient: Tensor) -> Tensor:
-        updated: Tensor = vmap(partial(inner_update, policy, config=config))(thetas, gradient, support)
+        step = partial(inner_update, policy, config=config, lr_factor=lr_factor)
+        updated: Tensor = vmap(step)(thetas, gradient, support)
         return updated
 
     adapted, update_jvp, update_vjp = jacobian_products(update, thetas, gradient)
@@ -146,14 +155,28 @@ def inner_step(
     return adapted, jvp, vjp
 
 
+def inner_losses(
+    support: Rollouts, config: Config, output: Tensor, log_std: list[Tensor], network: list[Tensor]
+) -> Tensor:
+    """The inner losses of m tasks, (m,), as a function of the network's output (m, N, A) and other parameters."""
+    if support.targets:  # without vmap, which would take longer than the loss
+        return example_loss(distribution(output, *log_std), support)
+
+    def one(support: Rollouts, output: Tensor, log_std: list[Tensor], network: list[Tensor]) -> Tensor:
+        return loss_of(distribution(output, *log_std), support, config, *network)
+
+    losses: Tensor = vmap(one)(support, output, log_std, network)
+    return losses
+
+
 def jacobian_products(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable[..., Any], Callable[[Any], Any]]:
     """The value of f, and products with its Jacobian: v ↦ J v and u ↦ Jᵀ u.
 
     u ↦ Jᵀ u is linear, so the reverse pass through it is v ↦ J v.
     """
     value, f_vjp = vjp(f, *at)[:2]
-    transposed = vjp(f_vjp, value)[1]
-    return value, lambda *tangents: transposed(tangents)[0], f_vjp
+    transposed = cache(lambda: vjp(f_vjp, value)[1])  # not every outer optimiser needs it
+    return value, lambda *tangents: transposed()(tangents)[0], f_vjp
 
 
 def distribution(output: Tensor, *log_std: Tensor) -> Distribution:
@@ -175,9 +198,10 @@ def split(policy: nn.Module, thetas: Tensor) -> tuple[Layers, list[Tensor], list
 
 def join(policy: nn.Module, layers: Layers, others: list[Tensor]) -> Tensor:
     """The inverse of `split`, (m, P). Parameters that are none of these get 0."""
-    flat, rest = iter([x.flatten(1) for pair in layers for x in pair]), iter(others)
+    flat = iter([x.flatten(1) for pair in layers for x in pair])
     names = [name for name, _ in policy.named_parameters()]
-    of_others = {name: next(rest) for name in (LOG_STD, ADVANTAGE_NETWORK) if name in names}
+    present = [name for name in (LOG_STD, ADVANTAGE_NETWORK) if name in names]
+    of_others = dict(zip(present, others, strict=False))
     parts = []
     for name, parameter in policy.named_parameters():
         if name in of_others:
@@ -189,14 +213,15 @@ def join(policy: nn.Module, layers: Layers, others: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def forward(layers: Layers, observations: Tensor) -> ForwardPass:
+def forward(layers: Layers, observations: Tensor, relu: bool = False) -> ForwardPass:
     """Evaluates the networks at observations (m, N, O), keeping what derivatives need."""
     inputs, slopes = [observations], []
     for weight, bias in layers[:-1]:
-        features = tanh(affine(inputs[-1], weight, bias))
+        before = affine(inputs[-1], weight, bias)
+        features = before.relu_() if relu else tanh(before)
         inputs.append(features)
-        slopes.append(1 - features.square())
-    return ForwardPass(layers, inputs, slopes, affine(inputs[-1], *layers[-1]))
+        slopes.append((features > 0).to(features.dtype) if relu else 1 - features.square())
+    return ForwardPass(layers, inputs, slopes, affine(inputs[-1], *layers[-1]), relu)
 
 
 def layers_jvp(at: ForwardPass, layers_dot: Layers) -> tuple[Tensor, list[Tensor]]:
@@ -232,7 +257,7 @@ class SecondOrder(NamedTuple):
     Attributes:
         outputs_bar: The cotangents of the outputs before tanh, by number of the layer, for those layers whose sums
             over n are taken in every product, (m, N, out).
-        tanh_terms: The cotangents of each layer's hidden features, times tanh''/tanh', (m, N, out).
+        tanh_terms: The cotangents of each layer's hidden features, times tanh''/tanh', (m, N, out). None for ReLU.
         cross_block: The second derivative in the weights of the first layer, bias included, and of the second. It
             is bilinear: Σ_n (outputs_bar of the second)_nb (tanh' of the first)_na (o_n, 1)_o, (m, a, b, O + 1).
             None if taking the sum over n again in every product is cheaper, or needs less memory.
@@ -247,9 +272,10 @@ def second_order(
     at: ForwardPass, outputs_bar: list[Tensor], features_bar: list[Tensor], num_products: int
 ) -> SecondOrder:
     """Prepares `layers_vjp_jvp` for about so many products."""
-    tanh_terms = [-2 * features * bar for features, bar in zip(at.inputs[1:], features_bar, strict=True)]
+    pairs = [] if at.relu else zip(at.inputs[1:], features_bar, strict=True)
+    tanh_terms = [-2 * features * bar for features, bar in pairs]
     in_products = dict(enumerate(outputs_bar[1:], start=1))
-    if not tanh_terms:
+    if not at.slopes:
         return SecondOrder(in_products, tanh_terms, None)
     _, num_rows, width = outputs_bar[1].shape
     size = at.inputs[0].shape[-1] + 1
@@ -286,7 +312,8 @@ def layers_vjp_jvp(
             if i in curvature.outputs_bar:
                 features_bar_dot.baddbmm_(curvature.outputs_bar[i], layers_dot[i][0])
             bar_dot = features_bar_dot.mul_(at.slopes[i - 1])
-            bar_dot.addcmul_(curvature.tanh_terms[i - 1], features_dot[i - 1])
+            if curvature.tanh_terms:
+                bar_dot.addcmul_(curvature.tanh_terms[i - 1], features_dot[i - 1])
     result.reverse()
     if curvature.cross_block is not None:
         (weight_1, bias_1), (weight_2, bias_2) = result[:2]

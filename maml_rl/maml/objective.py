@@ -16,7 +16,7 @@ from ..config import Config
 from ..policies import Distribution, act
 from ..sampling.rollouts import Rollouts, masked_mean
 from ..sampling.threads import map_chunks
-from .inner import adapt
+from .inner import adapt, example_loss
 
 T = TypeVar("T")
 
@@ -67,11 +67,18 @@ def ratios(distribution: Distribution, rollouts: Rollouts) -> Tensor:
 
 
 def surrogate(distribution: Distribution, query: Rollouts) -> Tensor:
-    """One task's outer loss -E[π_θ'(a_t | o_t) / π_old(a_t | o_t) · Â_t] over its query rollouts, a scalar.
+    """One task's outer loss: L of its query examples, or -E[π_θ'(a_t | o_t) / π_old(a_t | o_t) · Â_t], a scalar.
 
     Schulman et al., arXiv:1502.05477, equation 14; shapes as in `ratios`.
     """
+    if query.targets:
+        return example_loss(distribution, query)
     return -masked_mean(ratios(distribution, query) * query.advantages.flatten(), query.mask.flatten())
+
+
+def surrogates(distributions: Distribution, query: Rollouts) -> Tensor:
+    """`surrogate` of m tasks, (m,). Examples need no vmap, which would take longer than their loss."""
+    return example_loss(distributions, query) if query.targets else vmap(surrogate)(distributions, query)
 
 
 def clipped_surrogate(distribution: Distribution, query: Rollouts, clip: float) -> Tensor:

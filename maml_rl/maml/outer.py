@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,18 +14,18 @@ from ..config import Config
 from ..policies import act
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks
+from .linearise import linearise
 from .objective import (
     clipped_surrogate,
     exploration_credits,
     exploration_loss,
     mean_and_gradient,
     mean_kl,
-    outer_loss,
     outer_objective,
     over_tasks,
     through_adaptation,
 )
-from .trust_region import trpo_step
+from .trust_region import exploration, surrogate_gradient, trpo_step
 
 # Its arguments are the policy, θ (P,), the optimiser's state ({} at first), the rollouts before each inner step
 # and after the last one, (M, K, H, ...) with advantages, and the options. It returns the next θ, the next state
@@ -39,13 +40,25 @@ def adam_step(
     policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts], config: Config
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
     """A step of Adam (Kingma and Ba, arXiv:1412.6980) along the plain meta-gradient; see `OuterStep`."""
+    *before_each, query = batches
+    supports, num_tasks = tuple(before_each), len(query.mask)
 
-    def loss(
-        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, credit: Tensor
-    ) -> Tensor:
-        return outer_loss(policy, theta, supports, query, credit, config)[0]
+    def value_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
+        def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, Tensor]:
+            some, some_query = tree_map(lambda x: x[rows], (supports, query))
+            return surrogate_gradient(linearise(policy, theta, some, some_query, config), num_tasks)
 
-    return _adam_on(loss, policy, theta, optimiser_state, batches, config, epochs=1)
+        parts: list[tuple[Any, Tensor]] = [*map_chunks(chunk, policy, num_tasks, config)]
+        if config.e_maml:
+            parts.append(exploration(policy, theta, supports, query, config))
+        values, gradients = zip(*parts, strict=True)
+        return float(sum(values)), reduce(torch.add, gradients)
+
+    theta, optimiser_state, figures = adam_epochs(value_and_gradient, theta, optimiser_state, config.outer_lr)
+    if not query.targets:  # an iteration on examples is so quick that this would take half of it
+        after, kl = outer_objective(policy, theta, supports, query, config)
+        figures |= {"surrogate_after": after, "kl": kl}
+    return theta, optimiser_state, figures
 
 
 def ppo_step(
@@ -69,19 +82,6 @@ def ppo_step(
             total = total + config.e_maml * exploration_loss(before_each, supports, credit)
         return total
 
-    return _adam_on(loss, policy, theta, optimiser_state, batches, config, config.ppo_epochs)
-
-
-def _adam_on(
-    loss: Callable[..., Tensor],
-    policy: nn.Module,
-    theta: Tensor,
-    optimiser_state: dict[str, Any],
-    batches: Sequence[Rollouts],
-    config: Config,
-    epochs: int,
-) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
-    """Steps of Adam on the mean over tasks of a loss of θ, supports, query and credit; see `OuterStep`."""
     *before_each, query = batches
     supports = tuple(before_each)
     data = (supports, query, exploration_credits(query))
@@ -90,7 +90,7 @@ def _adam_on(
         theta,
         optimiser_state,
         config.outer_lr,
-        epochs,
+        config.ppo_epochs,
     )
     after, kl = outer_objective(policy, theta, supports, query, config)
     return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}

@@ -56,6 +56,11 @@ def _layers(policy: nn.Module) -> Tensor:
     return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
 
 
+def all_alike(config: Config) -> bool:
+    """Returns whether α is `inner_lr` for all parameters."""
+    return not config.changed("learn_lr", "adapt_only", "log_std_lr", "inner_advantage")
+
+
 def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> Tensor | float:
     """α of every entry of θ for one task, (P,), or one number for all. It is 0 where inner steps change nothing.
 
@@ -65,7 +70,7 @@ def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Conf
         support: The task's rollouts, (K, H, ...), which α may depend on.
         config: The inner step's options are used.
     """
-    if not config.changed("learn_lr", "adapt_only", "log_std_lr", "inner_advantage"):
+    if all_alike(config):
         return config.inner_lr
     parameters = unflatten(policy, theta)
     rules = {name: parameters.pop(name) for name in INNER_RULES if name in parameters}

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from ..config import Config
@@ -19,20 +18,24 @@ from .objective import (
     mean_and_gradient,
     outer_objective,
     over_tasks,
-    surrogate,
+    surrogates,
     through_adaptation,
 )
 
 
+def surrogate_gradient(chunk: Linearised, num_tasks: int) -> tuple[Tensor, Tensor]:
+    """A chunk's part of the surrogate averaged over tasks, and of its gradient in θ, (P,)."""
+
+    def outer_loss(outputs: Distribution) -> Tensor:
+        return surrogates(outputs, chunk.query).sum() / num_tasks
+
+    slope, value = torch.func.grad_and_value(outer_loss)(chunk.outputs)
+    return value, chunk.vjp(slope)
+
+
 def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> Tensor:
     """The gradient of the surrogate, averaged over tasks, in θ: through every inner step, (P,)."""
-
-    def outer_loss(outputs: Distribution, query: Rollouts) -> Tensor:
-        return vmap(surrogate)(outputs, query).sum() / num_tasks
-
-    return sum_over(
-        chunks, lambda chunk: chunk.vjp(torch.func.grad(outer_loss)(chunk.outputs, chunk.query)), threads
-    )
+    return sum_over(chunks, lambda chunk: surrogate_gradient(chunk, num_tasks)[1], threads)
 
 
 def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, threads: int | None = None) -> Tensor:
@@ -95,9 +98,9 @@ def trpo_step(
     num_tasks = len(query.mask)
     chunks = linearise_chunks(policy, theta, supports, query, config)
     gradient = meta_gradient(chunks, num_tasks, config.threads)
-    before = sum(vmap(surrogate)(chunk.outputs, chunk.query).sum().item() for chunk in chunks) / num_tasks
+    before = sum(surrogates(chunk.outputs, chunk.query).sum().item() for chunk in chunks) / num_tasks
     if config.e_maml:
-        explored, slope = _exploration(policy, theta, supports, query, config)
+        explored, slope = exploration(policy, theta, supports, query, config)
         before, gradient = before + explored, gradient + slope
     figures = {
         "surrogate_before": before,
@@ -126,7 +129,7 @@ def trpo_step(
     return theta, optimiser_state, figures
 
 
-def _exploration(
+def exploration(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> tuple[float, Tensor]:
     """E-MAML's term averaged over tasks, and its gradient, (P,)."""

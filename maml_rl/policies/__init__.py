@@ -1,6 +1,6 @@
 """Policies: networks from observations to action distributions, and their parameters as one flat tensor."""
 
-from .distributions import Categorical, Distribution, MultiCategorical, Normal
+from .distributions import Categorical, Distribution, MultiCategorical, Normal, prediction_loss
 from .networks import CNN, MLP, CategoricalHead, GaussianHead, initialise
 from .parameters import act, flatten, load, unflatten
 
@@ -17,5 +17,6 @@ __all__ = [
     "flatten",
     "initialise",
     "load",
+    "prediction_loss",
     "unflatten",
 ]

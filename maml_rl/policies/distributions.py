@@ -113,3 +113,10 @@ class MultiCategorical(NamedTuple):
 
 
 Distribution = Normal | Categorical | MultiCategorical
+
+
+def prediction_loss(distribution: Distribution, targets: Tensor) -> Tensor:
+    """Returns L of predictions, (...): the squared error of a mean, averaged over A, or the cross-entropy."""
+    if isinstance(distribution, Normal):
+        return (distribution.mean - targets).square().mean(-1)
+    return -distribution.log_prob(targets)

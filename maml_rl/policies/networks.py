@@ -55,7 +55,7 @@ class CategoricalHead(nn.Module):
 
 
 class MLP(nn.Module):
-    """A multi-layer perceptron: a tanh `body` and a `head`, with optional inputs that are parameters.
+    """A multi-layer perceptron: a `body` and a `head`, with optional inputs that are parameters.
 
     Attributes:
         body: The hidden layers.
@@ -67,13 +67,18 @@ class MLP(nn.Module):
     context: nn.Parameter | None
 
     def __init__(
-        self, observation_size: int, hidden_sizes: tuple[int, ...], head: nn.Module, context_size: int = 0
+        self,
+        observation_size: int,
+        hidden_sizes: tuple[int, ...],
+        head: nn.Module,
+        context_size: int = 0,
+        activation: type[nn.Module] = nn.Tanh,
     ):
         super().__init__()
         self.register_parameter("context", nn.Parameter(torch.zeros(context_size)) if context_size else None)
         layers: list[nn.Module] = []
         for size, next_size in pairwise((observation_size + context_size, *hidden_sizes)):
-            layers += [nn.utils.skip_init(Linear, size, next_size), nn.Tanh()]
+            layers += [nn.utils.skip_init(Linear, size, next_size), activation()]
         self.body = nn.Sequential(*layers)
         self.head = head
         initialise(self, torch.Generator().manual_seed(0))
@@ -93,20 +98,23 @@ class CNN(nn.Module):
         shape: Channels, height and width. Observations are flattened images of this shape.
         num_features: Width of the hidden layer.
         head: Maps its features to a distribution.
+        activation: The class of the hidden layers' function.
     """
 
-    def __init__(self, shape: tuple[int, ...], num_features: int, head: nn.Module):
+    def __init__(
+        self, shape: tuple[int, ...], num_features: int, head: nn.Module, activation: type[nn.Module] = nn.Tanh
+    ):
         super().__init__()
         channels, height, width = shape
         self.shape = shape
         self.body = nn.Sequential(
             nn.utils.skip_init(nn.Conv2d, channels, 8, 3, stride=2, padding=1),
-            nn.Tanh(),
+            activation(),
             nn.utils.skip_init(nn.Conv2d, 8, 16, 3, stride=2, padding=1),
-            nn.Tanh(),
+            activation(),
             nn.Flatten(-3),
             nn.utils.skip_init(nn.Linear, 16 * -(-height // 4) * -(-width // 4), num_features),
-            nn.Tanh(),
+            activation(),
         )
         self.head = head
         initialise(self, torch.Generator().manual_seed(0))

@@ -43,10 +43,11 @@ def make_policy(
     width = config.hidden_sizes[-1] if config.hidden_sizes else size + config.context_size
     head = make_head(action_space, width, config)
     policy: nn.Module
+    activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[config.activation]
     if image:
-        policy = CNN(cast(spaces.Box, observation_space).shape, width, head)
+        policy = CNN(cast(spaces.Box, observation_space).shape, width, head, activation)
     else:
-        policy = MLP(size, config.hidden_sizes, head, config.context_size)
+        policy = MLP(size, config.hidden_sizes, head, config.context_size, activation)
     initialise(policy, generator)
     return policy
 

@@ -211,9 +211,13 @@ def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
 def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
     """Draws interquartile means with 95% intervals over environment steps in a task, one curve per method."""
     figure = Figure(figsize=(8, 5), layout="constrained")
+    # Steps that all use the same examples are told apart by their number only.
+    same = any((np.diff(curves.env_steps) == 0).any() for curves in methods.values())
+    if same:
+        methods = {name: c._replace(env_steps=np.arange(len(c.middle))) for name, c in methods.items()}
     axes = figure.add_subplot(
         title=f"{env_id}\n{interval_words(methods)}",
-        xlabel="environment steps in a new task",
+        xlabel="adaptation steps" if same else "environment steps in a new task",
         ylabel="return (interquartile mean)",
     )
     longest = max(curves.env_steps[-1] for curves in methods.values())

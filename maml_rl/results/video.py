@@ -53,6 +53,8 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
     with held_out(policy, flatten(policy), config) as (env, tasks, phases):
         num_tasks = min(num_tasks, len(tasks))
         batches = [tree_map(lambda x: x[:num_tasks], batch) for batch in phases]
+    if batches[0].targets:
+        raise UserError(f"This run of {config.env_id} learns from examples, and has no episodes to film.")
     last, unit = len(batches) - 1, method_of(config).unit
     columns = [
         _column(config, tasks[:num_tasks], batches[k], k, title)

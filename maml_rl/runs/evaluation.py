@@ -256,7 +256,10 @@ def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str
         returns.append(batch.returns().double().numpy())
         success.append(batch.success.double().mean(-1).numpy())
         learners = batch.mask.shape[1] if method.independent_learners else 1
-        seen.append(seen[-1] + int(batch.mask.sum()) / len(batch.mask) / learners)
+        new = int(batch.mask.sum()) / len(batch.mask) / learners
+        seen.append(
+            seen[1] if batch.targets and len(seen) > 1 else seen[-1] + new
+        )  # all steps use the same examples
     result: dict[str, Any] = {"env_steps": seen[:-1]}
     for prefix, by_task in (("", np.stack(returns, axis=1)), ("success_", np.stack(success, axis=1))):
         if not np.isnan(by_task).any():

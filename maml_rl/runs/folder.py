@@ -25,7 +25,12 @@ from .files import LOCK, locked, make_folder, write_json
 
 # Options that earlier versions did not have, by the first version that has them. Their defaults must do what
 # earlier versions did. (`device` and `normalise_advantages` were added during 0.1.)
-_ADDED = {"0.2": {"method", "threads", "device", "normalise_advantages", "inner_advantage"}}
+_ADDED = {
+    "0.2": {
+        *("method", "threads", "device", "normalise_advantages", "inner_advantage"),
+        *("activation", "policy_gradient"),
+    }
+}
 _NOT_SAVED = {"run_dir", "resume"}
 # Files that a killed process left half written, and all files of a run that has trained nothing yet.
 _TEMPORARY = re.compile(r"\.(config\.json|checkpoint\.pt|[a-z]+\.(json|png|mp4))(\.[0-9a-f]{16})?\.tmp")

@@ -1,5 +1,6 @@
 """Rollouts of many tasks as one named tuple of tensors."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,6 +24,8 @@ class Rollouts(NamedTuple):
         advantage_scale: The number that a task's advantages were divided by, (M,); 1 until then.
         success: Whether a rollout succeeded at any step, (M, K): 1 or 0, or NaN if the family does not report it.
         failed: Whether the simulation of a rollout broke down, (M, K) bool.
+        targets: What the loss compares predictions with, one tensor (M, K, H, A), or (M, K, H) if discrete. Empty
+            unless a supervised family is learned from its examples.
     """
 
     observations: Tensor
@@ -35,10 +38,16 @@ class Rollouts(NamedTuple):
     advantage_scale: Tensor
     success: Tensor
     failed: Tensor
+    targets: tuple[Tensor, ...] = ()
 
     def returns(self) -> Tensor:
         """Returns the undiscounted sums of rewards, averaged over the K rollouts, (M,)."""
         return self.rewards.sum(-1).mean(-1)
+
+
+def supports_of(batches: Sequence[Rollouts]) -> list[Rollouts]:
+    """Returns what each inner step uses: the rollouts of the phase before it, but of examples always the first."""
+    return [batches[0]] * len(batches) if batches and batches[0].targets else list(batches)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -63,5 +63,8 @@ def map_chunks(f: Callable[[nn.Module, slice], T], policy: nn.Module, num_tasks:
         What `f` returns for each chunk, in order.
     """
     size = config.chunk_tasks
-    chunks = [(copy.deepcopy(policy), slice(start, start + size)) for start in range(0, num_tasks, size)]
+    chunks = [
+        (copy.deepcopy(policy) if start else policy, slice(start, start + size))
+        for start in range(0, num_tasks, size)
+    ]
     return in_threads(lambda chunk: f(*chunk), chunks, config.threads)

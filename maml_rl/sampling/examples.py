@@ -1,0 +1,109 @@
+"""Examples of supervised families, and predictions of their targets as rollouts of one step."""
+
+from typing import TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ..config import Config
+from ..envs import SupervisedFamily, VectorFamily, in_words
+from ..errors import UserError
+from ..policies import prediction_loss
+from .actors import Actor
+from .rollouts import Rollouts
+from .spaces import Array, encode
+
+
+def learns_from_examples(env: VectorFamily, config: Config) -> TypeGuard[SupervisedFamily]:
+    """Returns whether inner steps follow the gradient of the family's loss itself."""
+    return isinstance(env, SupervisedFamily) and not config.policy_gradient
+
+
+def example_sets(
+    env: SupervisedFamily, tasks: Array, num_examples: int, seeds: np.random.SeedSequence
+) -> list[tuple[Tensor, Tensor]]:
+    """Draws two sets of K examples of each task, to adapt to and to be measured on.
+
+    Returns:
+        The support set and the query set, each as policy inputs (M, K, O) and targets (M, K, ...).
+
+    Raises:
+        UserError: As `as_tensors`.
+    """
+    drawn = env.examples(tasks, 2 * num_examples, np.random.default_rng(seeds))
+    inputs, targets = as_tensors(env, *drawn, (len(tasks), 2 * num_examples))
+    halves = zip(inputs.split(num_examples, 1), targets.split(num_examples, 1), strict=True)
+    return [(x.contiguous(), y.contiguous()) for x, y in halves]
+
+
+def as_tensors(
+    env: VectorFamily, inputs: Array, targets: Array, shape: tuple[int, ...] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Checks K examples of M tasks, and converts them to policy inputs (M, K, O) and targets (M, K, ...).
+
+    Args:
+        env: The family.
+        inputs: (M, K, ...).
+        targets: (M, K, A), or (M, K) if discrete.
+        shape: M and K, by default those of the inputs.
+
+    Raises:
+        UserError: If their shapes are not those of the family's spaces, or they are not finite.
+    """
+    x, y = np.asarray(inputs), np.asarray(targets)
+    shape = x.shape[:2] if shape is None else shape
+    observations, actions = env.single_observation_space, env.single_action_space
+    for name, values, space in (("inputs", x, observations), ("targets", y, actions)):
+        expected = (*shape, *(space.shape or ()))
+        if values.shape != expected:
+            raise UserError(
+                f"The {name} of examples have shape {values.shape}, but must have {expected}: a value of "
+                f"{in_words(space)} for each example."
+            )
+        if not np.isfinite(values).all():
+            raise UserError(f"The {name} of examples are not all finite; correct them.")
+    encoded = encode(observations, x.reshape(-1, *x.shape[2:])).view(*shape, -1)
+    if y.ndim == 2:
+        start, n = int(actions.start), int(actions.n)  # type: ignore[attr-defined]
+        if not np.isin(y, np.arange(start, start + n)).all():
+            raise UserError(f"The targets of examples are not all classes of {actions}; correct them.")
+        return encoded, torch.from_numpy(y - start).long()
+    return encoded, torch.from_numpy(np.asarray(y, np.float32))
+
+
+def predict(actor: Actor, inputs: Tensor, targets: Tensor, device: torch.device) -> Rollouts:
+    """Predicts the targets of examples. The most probable actions are the predictions, and -L are the rewards.
+
+    Args:
+        actor: The policies, one for each task.
+        inputs: (M, K, O).
+        targets: (M, K, A), or classes (M, K), of which right predictions are a success.
+        device: Where the learner computes.
+
+    Returns:
+        Rollouts of one step, (M, K, 1, ...), with targets.
+    """
+    with torch.no_grad():
+        seen, behaviour = actor.act(inputs)
+        seen, behaviour, targets = tree_map(lambda x: x.unsqueeze(2), (seen, behaviour, targets))
+        predictions, losses = behaviour.mode(), prediction_loss(behaviour, targets)
+        success = losses.new_full(inputs.shape[:2], torch.nan)
+        if not targets.is_floating_point():
+            success = (predictions == targets).squeeze(2).float()
+        rollouts = Rollouts(
+            observations=seen,
+            actions=predictions,
+            rewards=-losses,
+            mask=torch.ones_like(losses, dtype=torch.bool),
+            behaviour=behaviour,
+            log_probs=behaviour.log_prob(predictions),
+            advantages=torch.zeros_like(losses),
+            advantage_scale=losses.new_ones(len(losses)),
+            success=success,
+            failed=torch.zeros(losses.shape[:2], dtype=torch.bool),
+            targets=(targets,),
+        )
+    moved: Rollouts = tree_map(lambda x: x.to(device), rollouts)
+    return moved
