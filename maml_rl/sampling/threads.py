@@ -53,8 +53,8 @@ def map_chunks(f: Callable[[nn.Module, slice], T], policy: nn.Module, num_tasks:
     The chunks do not depend on the number of threads, so neither do sums over them in order.
 
     Args:
-        f: Takes a policy module of its own, because `functional_call` changes a module during the call, and the
-            rows of a chunk.
+        f: Takes a policy module that no other chunk has, because `functional_call` changes a module during the
+            call, and the rows of a chunk.
         policy: The policy module.
         num_tasks: M.
         config: The chunk size and the number of threads are used.
