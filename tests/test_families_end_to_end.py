@@ -126,7 +126,7 @@ def test_meta_world_not_installed_names_the_extra():
         "assert 'maml_rl/ML1-v0' not in envs.families()\n"
         "from maml_rl import Config, UserError\n"
         "from maml_rl.sampling.families import make_env\n"
-        "try: make_env(Config(env_id='maml_rl/ML1-v0'), 2)\n"
+        "try: make_env(Config(env_id='maml_rl/ML1-v0', num_workers=0), 2)\n"
         "except UserError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
