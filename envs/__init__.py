@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .adapter import AdaptedVectorEnv, BrokenEnvironmentError
     from .checks import check_family
     from .family import VectorFamily, in_words, num_cores
+    from .few_shot import FewShotVectorEnv, Images
     from .making import make_vec
     from .native import TaskEnv, TaskVectorEnv
     from .supervised import SupervisedFamily
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptedVectorEnv",
     "BrokenEnvironmentError",
+    "FewShotVectorEnv",
+    "Images",
     "SupervisedFamily",
     "TaskEnv",
     "TaskVectorEnv",
@@ -35,6 +38,7 @@ __all__ = [
 _NAMES = {
     "adapter": ("AdaptedVectorEnv", "BrokenEnvironmentError"),
     "checks": ("check_family",),
+    "few_shot": ("FewShotVectorEnv", "Images"),
     "family": ("VectorFamily", "in_words", "num_cores"),
     "making": ("make_vec",),
     "native": ("TaskEnv", "TaskVectorEnv"),
@@ -88,6 +92,8 @@ for _name in ("Navigation2D", "PixelNavigation2D", "CornerNavigation2D"):
     _register(_name, "navigation", horizon=100)
 _register("SparseNavigation2D", "navigation", horizon=20)
 _register("Sinusoid", "supervised", horizon=1)
+for _name in ("Glyphs", "Omniglot", "ImageFolder"):
+    _register(_name, "few_shot", horizon=1)
 _register("BernoulliBandit", "bandit", horizon=10, num_arms=5)
 _register("TabularMDP", "tabular", horizon=10, num_states=10, num_actions=5)
 for _name in ("HalfCheetahVel", "HalfCheetahDir", "AntVel", "AntDir", "AntGoal"):

@@ -41,6 +41,8 @@ _TABLE = re.compile(r"<!-- table: (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 # Options of a method that have a column of their own, or follow from others.
 _IN_OTHER_COLUMNS = {"env_id", "iterations", "method"}
 _FRAMES = 5
+_COUNTED = ("iterations", "seconds")
+_FEW_SHOT_STEPS = (0, 1, 3, 10)
 LEARNED = "maml + learned step"  # as `label` calls it
 
 
@@ -124,6 +126,58 @@ def options_of(config: Config) -> str:
     return " ".join(words)
 
 
+def meta_world_table() -> str:
+    """Markdown: Meta-World's own steps and memory beside this package's."""
+    found = json.loads((RESULTS / "benchmark_meta_world.json").read_text())
+    ml10, by_name = found["ML10"], [*found["microseconds_per_step"].values()]
+    rates = ml10["steps_per_second"]
+    rows = [["", "Meta-World", "this package", "bare physics"]]
+    for name, rate in rates.items():
+        if words := re.fullmatch(r"this_package_(\d+)_environments", name):
+            theirs = rates["meta_world_async"] if int(words[1]) == ml10["num_envs"] else ""
+            rows.append([f"ML10's training, {words[1]} environments, steps a second", str(theirs), str(rate), ""])
+    for name, sizes in found["megabytes_per_env"].items():
+        rows.append([f"{name}, MB of a further environment", *(str(size) for size in sizes.values()), ""])
+    for words, which in (("least", min), ("median", np.median), ("most", max)):
+        values = [which([of[key] for of in by_name]) for key in ("meta_world", "this_package", "bare_physics")]
+        head = f"{words} of the {len(by_name)} manipulations, µs a step"
+        rows.append([head, *(f"{value:.0f}" for value in values)])
+    return as_markdown(rows)
+
+
+def time_to_score_table() -> str:
+    """Markdown: seconds of training until the published return after one step is passed."""
+    found = json.loads((RESULTS / "time_to_score.json").read_text())
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for one in found["runs"]:
+        groups.setdefault((one["family"], one["method"], one["return"]), []).append(one)
+    rows = [["family", "method", "return to pass", "iterations of each seed", "seconds of each seed"]]
+    for (family, method, goal), runs in groups.items():
+        cells = [", ".join(str(one[key]) if one["passed"] else "not passed" for one in runs) for key in _COUNTED]
+        rows.append([family, method.replace("_", " "), f"{goal:.2f}", *cells])
+    return as_markdown(rows)
+
+
+def few_shot_table(family: str) -> str:
+    """Markdown: accuracy on held-out tasks in percent, over all seeds, with a 95% interval over tasks."""
+    rows = [["method", "seeds", *(f"{steps} step{'s' * (steps != 1)}" for steps in _FEW_SHOT_STEPS)]]
+    for method in [*METHODS[family], "pretraining"]:
+        paths = sorted((RESULTS / family / method).glob("seed*/evaluation.json"))
+        if not paths:
+            continue
+        curves = [json.loads(path.read_text())["methods"]["maml"] for path in paths]
+        success = 100 * np.concatenate([curve["success"] for curve in curves])
+        half = 1.96 * success.std(0) / np.sqrt(len(success))
+        cells = [
+            f"{success[:, steps].mean():.1f} ± {half[steps]:.1f}" if steps < success.shape[1] else ""
+            for steps in _FEW_SHOT_STEPS
+        ]
+        rows.append([method.replace("_", " "), str(len(paths)), *cells])
+    nearest = json.loads((RESULTS / "nearest.json").read_text())[family]
+    rows.append(["nearest neighbour", str(len(nearest)), f"{100 * np.mean(nearest):.1f}", "", "", ""])
+    return as_markdown(rows)
+
+
 def tuning_table(family: str) -> str:
     """Markdown: single runs that settings were chosen by, with adapted returns on their training tasks."""
     rows = [["options", "iterations 11 to 20", "31 to 40", "its last 10", "of"]]
@@ -204,6 +258,9 @@ def all_tables() -> dict[str, str]:
     }
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
+    if (RESULTS / "nearest.json").exists():
+        found |= {f"{family} accuracy": few_shot_table(family) for family in BASES if family.startswith("glyphs")}
+    found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
     if (sinusoid_shots.RESULTS / "shots.json").exists():
         found["sinusoid shots"] = sinusoid_shots.committed_table()

@@ -11,6 +11,7 @@ from typing import Literal
 
 import ant_dir
 import ant_vel
+import glyphs
 import half_cheetah_dir
 import half_cheetah_vel
 import navigation_2d
@@ -34,6 +35,9 @@ BASES = {
     "ant_vel": ant_vel.CONFIG,
     "ant_dir": ant_dir.CONFIG,
     "sinusoid": sinusoid.CONFIG,
+    "glyphs_5_ways_1_shot": glyphs.CONFIG,
+    "glyphs_5_ways_5_shots": glyphs.options(num_ways=5, num_shots=5, num_tasks=8),
+    "glyphs_20_ways_1_shot": glyphs.options(num_ways=20, num_shots=1, num_tasks=16),
 }
 PRETRAIN = {"num_steps": 0}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
@@ -85,7 +89,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
-        for family in list(BASES)[2:-1]
+        for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir")
     },
     "sinusoid": {
         "maml": {},
@@ -94,6 +98,17 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "meta_sgd": {"learn_lr": "parameter"},
         "pretrain": PRETRAIN,
         "oracle": ORACLE,
+    },
+    **{
+        family: {
+            "maml": {},
+            "fomaml": {"first_order": True},
+            "anil": {"adapt_only": "head"},
+            "meta_sgd": {"learn_lr": "parameter"},
+            "reptile": {"outer": "reptile", "outer_lr": 0.1, "num_steps": 5},
+        }
+        for family in BASES
+        if family.startswith("glyphs")
     },
 }
 # Points of a learning curve in training.json.

@@ -87,6 +87,9 @@ class Config:
     """Widths of the policy's hidden layers."""
     activation: Literal["tanh", "relu"] = _method("tanh")
     """Function of the hidden layers."""
+    network: Literal["conv4"] | None = _method(None)
+    """For images, `conv4` is the network of few-shot classification, with as many filters as the last of
+    `hidden_sizes`. By default an MLP, or a small CNN for images."""
     initial_std: float = _method(1.0, above=0)
     """Standard deviation of the Gaussian policy before training, in units of half the action range."""
     observe_task: bool = _method(False)

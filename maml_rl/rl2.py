@@ -262,6 +262,7 @@ def _check_options(config: Config) -> None:
         raise UserError(f"outer is {config.outer!r}, but RL² is trained by PPO; choose outer ppo.")
     unused = (
         "activation",
+        "network",
         "policy_gradient",
         "context_size",
         "observe_task",

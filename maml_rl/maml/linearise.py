@@ -12,12 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
-from ..sampling.threads import map_chunks
+from ..sampling.threads import map_chunks, rows_of
 from . import mlp
 from .inner import adapt
 from .objective import adapted_policy, over_tasks
@@ -89,7 +88,7 @@ def linearise_chunks(
     """Linearises the adapted policies of all tasks, `chunk_tasks` tasks at a time. Shapes as in `linearise`."""
 
     def chunk(policy: nn.Module, rows: slice) -> Linearised:
-        some, some_query = tree_map(lambda x: x[rows], (supports, query))
+        some, some_query = rows_of((supports, query), rows)
         return linearise(policy, theta, some, some_query, config)
 
     return map_chunks(chunk, policy, len(query.mask), config)

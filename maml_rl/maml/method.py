@@ -8,7 +8,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..envs import SupervisedFamily, VectorFamily, in_words
@@ -20,7 +19,7 @@ from ..sampling.collect import collect_phase
 from ..sampling.examples import example_sets, learns_from_examples, predict
 from ..sampling.rollouts import Rollouts, supports_of
 from ..sampling.spaces import Array, task_inputs
-from ..sampling.threads import map_chunks
+from ..sampling.threads import map_chunks, rows_of
 from .inner import ESTIMATORS, with_scales
 from .linearise import adapt_tasks
 from .objective import through_adaptation
@@ -129,7 +128,7 @@ class MAML:
         """Adapts each task's parameters (M, P) to its rollouts."""
 
         def chunk(policy: nn.Module, rows: slice) -> Tensor:
-            return adapt_tasks(policy, thetas[rows], tree_map(lambda x: x[rows], rollouts), self.config, lr_factor)
+            return adapt_tasks(policy, thetas[rows], rows_of(rollouts, rows), self.config, lr_factor)
 
         return torch.cat(map_chunks(chunk, policy, len(thetas), self.config))
 

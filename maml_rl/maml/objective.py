@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..config import Config
 from ..policies import Distribution, act
 from ..sampling.rollouts import Rollouts, masked_mean
-from ..sampling.threads import map_chunks
+from ..sampling.threads import map_chunks, rows_of
 from .inner import adapt, example_loss
 
 T = TypeVar("T")
@@ -172,7 +172,7 @@ def means(
 
     @torch.no_grad()  # which holds for one thread
     def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, ...]:
-        return figures(policy, theta, *tree_map(lambda x: x[rows], data))
+        return figures(policy, theta, *rows_of(data, rows))
 
     parts = map_chunks(chunk, policy, len(tree_leaves(data)[0]), config)
     return [torch.cat(part).mean().item() for part in zip(*parts, strict=True)]
@@ -197,7 +197,7 @@ def mean_and_gradient(
 
     def chunk(policy: nn.Module, rows: slice) -> tuple[float, Tensor]:
         leaf = theta.detach().requires_grad_()
-        part = losses(policy, leaf, *tree_map(lambda x: x[rows], data)).sum() / num_tasks
+        part = losses(policy, leaf, *rows_of(data, rows)).sum() / num_tasks
         return part.item(), torch.autograd.grad(part, leaf)[0]
 
     parts, gradients = zip(*map_chunks(chunk, policy, num_tasks, config), strict=True)

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import act
 from ..sampling.rollouts import Rollouts
-from ..sampling.threads import map_chunks
+from ..sampling.threads import map_chunks, rows_of
 from .linearise import linearise
 from .objective import (
     clipped_surrogate,
@@ -45,7 +44,7 @@ def adam_step(
 
     def value_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
         def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, Tensor]:
-            some, some_query = tree_map(lambda x: x[rows], (supports, query))
+            some, some_query = rows_of((supports, query), rows)
             return surrogate_gradient(linearise(policy, theta, some, some_query, config), num_tasks)
 
         parts: list[tuple[Any, Tensor]] = [*map_chunks(chunk, policy, num_tasks, config)]
@@ -110,7 +109,7 @@ def reptile_step(
         def adapted(supports: tuple[Rollouts, ...]) -> Tensor:
             return through_adaptation(policy, theta, supports, config)[0]
 
-        thetas: Tensor = vmap(adapted)(tree_map(lambda x: x[rows], supports))
+        thetas: Tensor = vmap(adapted)(rows_of(supports, rows))
         return thetas
 
     direction = (torch.cat(map_chunks(chunk, policy, len(batches[0].mask), config)) - theta).mean(0)

@@ -1,7 +1,7 @@
 """Policies: networks from observations to action distributions, and their parameters as one flat tensor."""
 
 from .distributions import Categorical, Distribution, MultiCategorical, Normal, prediction_loss
-from .networks import CNN, MLP, CategoricalHead, GaussianHead, initialise
+from .networks import CNN, MLP, CategoricalHead, Conv4, GaussianHead, initialise
 from .parameters import act, flatten, load, unflatten
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "MLP",
     "Categorical",
     "CategoricalHead",
+    "Conv4",
     "Distribution",
     "GaussianHead",
     "MultiCategorical",

@@ -124,6 +124,51 @@ class CNN(nn.Module):
         return cast(Distribution, self.head(self.body(observations.unflatten(-1, self.shape))))
 
 
+class _Convolution(nn.Module):
+    """A 3 × 3 convolution of stride 2 as one matrix product, scaled by its own statistics, then ReLU."""
+
+    def __init__(self, channels: int, num_filters: int):
+        super().__init__()
+        self.filters = nn.utils.skip_init(nn.Linear, 9 * channels, num_filters, bias=False)
+        self.scale = nn.Parameter(torch.ones(num_filters))
+        self.shift = nn.Parameter(torch.zeros(num_filters))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps images (N, height, width, channels) to half their height and width, rounded up."""
+        padded = nn.functional.pad(input, (0, 0, 1, 1, 1, 1))
+        height, width = input.shape[1:3]
+        patches = [padded[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
+        x = self.filters(torch.cat(patches, dim=-1))
+        variance, mean = torch.var_mean(x, dim=(0, 1, 2), correction=0)
+        return torch.relu((x - mean) * (self.scale * torch.rsqrt(variance + 1e-5)) + self.shift)
+
+
+class Conv4(nn.Module):
+    """The network of few-shot classification: four convolutions of stride 2, averaged over all places.
+
+    Every layer is normalised by the mean and variance over all images of a call, which are the support or the
+    query set of a task, in tests as in training (Finn et al., arXiv:1703.03400, section 5.2). Predictions for an
+    image therefore depend on the others. `body` and `head` are as in `MLP`.
+
+    Args:
+        shape: Channels, height and width. Observations are flattened images of this shape.
+        num_filters: Filters of each convolution.
+        head: Maps their means to a distribution.
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_filters: int, head: nn.Module):
+        super().__init__()
+        self.shape = shape
+        self.body = nn.Sequential(*(_Convolution(n, num_filters) for n in (shape[0], *[num_filters] * 3)))
+        self.head = head
+        initialise(self, torch.Generator().manual_seed(0))
+
+    def forward(self, observations: Tensor) -> Distribution:
+        """Returns the distribution of actions at flattened images (N, O)."""
+        images = observations.unflatten(-1, self.shape).movedim(-3, -1)
+        return cast(Distribution, self.head(self.body(images).mean((-3, -2))))
+
+
 def initialise(policy: nn.Module, generator: torch.Generator) -> None:
     """Draws all weight matrices from Glorot's uniform distribution and sets all biases to 0, in place.
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..config import Config
 from ..errors import UserError
-from .networks import CNN, MLP, CategoricalHead, GaussianHead, initialise
+from .networks import CNN, MLP, CategoricalHead, Conv4, GaussianHead, initialise
 
 _OWN = "pass a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)"
 
@@ -20,7 +20,7 @@ def make_policy(
     generator: torch.Generator,
     task_size: int = 0,
 ) -> nn.Module:
-    """Makes an MLP, or a CNN for images, for the spaces of a single environment.
+    """Makes an MLP, or a CNN or `Conv4` for images, for the spaces of a single environment.
 
     Args:
         observation_space: A Box of O numbers, Discrete with O values (seen one-hot), or a Box of images
@@ -39,12 +39,19 @@ def make_policy(
             "There is no ready-made policy for images with observe_task or context_size; leave these options out, "
             f"or {_OWN}."
         )
+    if config.network == "conv4" and not image:
+        raise UserError(
+            f"network is 'conv4', but the observation space {observation_space} is not an image Box (channels, "
+            "height, width); leave network out."
+        )
     size = flat_size(observation_space) + task_size
     width = config.hidden_sizes[-1] if config.hidden_sizes else size + config.context_size
     head = make_head(action_space, width, config)
     policy: nn.Module
     activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[config.activation]
-    if image:
+    if config.network == "conv4":
+        policy = Conv4(cast(spaces.Box, observation_space).shape, width, head)
+    elif image:
         policy = CNN(cast(spaces.Box, observation_space).shape, width, head, activation)
     else:
         policy = MLP(size, config.hidden_sizes, head, config.context_size, activation)

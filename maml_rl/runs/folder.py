@@ -28,7 +28,7 @@ from .files import LOCK, locked, make_folder, write_json
 _ADDED = {
     "0.2": {
         *("method", "threads", "device", "normalise_advantages", "inner_advantage"),
-        *("activation", "policy_gradient"),
+        *("activation", "policy_gradient", "network"),
     }
 }
 _NOT_SAVED = {"run_dir", "resume"}

@@ -30,9 +30,12 @@ def example_sets(
         The support set and the query set, each as policy inputs (M, K, O) and targets (M, K, ...).
 
     Raises:
-        UserError: As `as_tensors`.
+        UserError: As `as_tensors`, or if the family has no such sets.
     """
-    drawn = env.examples(tasks, 2 * num_examples, np.random.default_rng(seeds))
+    try:
+        drawn = env.examples(tasks, 2 * num_examples, np.random.default_rng(seeds))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     inputs, targets = as_tensors(env, *drawn, (len(tasks), 2 * num_examples))
     halves = zip(inputs.split(num_examples, 1), targets.split(num_examples, 1), strict=True)
     return [(x.contiguous(), y.contiguous()) for x, y in halves]
@@ -105,5 +108,7 @@ def predict(actor: Actor, inputs: Tensor, targets: Tensor, device: torch.device)
             failed=torch.zeros(losses.shape[:2], dtype=torch.bool),
             targets=(targets,),
         )
+    if device.type == "cpu":
+        return rollouts
     moved: Rollouts = tree_map(lambda x: x.to(device), rollouts)
     return moved

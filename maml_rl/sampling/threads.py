@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..envs import num_cores
@@ -63,8 +64,18 @@ def map_chunks(f: Callable[[nn.Module, slice], T], policy: nn.Module, num_tasks:
         What `f` returns for each chunk, in order.
     """
     size = config.chunk_tasks
+    if num_tasks <= size:
+        return in_threads(lambda rows: f(policy, rows), [slice(None)], config.threads)
     chunks = [
         (copy.deepcopy(policy) if start else policy, slice(start, start + size))
         for start in range(0, num_tasks, size)
     ]
     return in_threads(lambda chunk: f(*chunk), chunks, config.threads)
+
+
+def rows_of(data: T, rows: slice) -> T:
+    """Returns the rows of a chunk, of tensors (M, ...) or trees of them. All rows are the data itself."""
+    if rows == slice(None):
+        return data  # iterations on examples are so short that this matters
+    chosen: T = tree_map(lambda x: x[rows], data)
+    return chosen
