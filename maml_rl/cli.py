@@ -14,7 +14,7 @@ import tyro
 
 from .config import Config
 from .errors import UserError
-from .process import end_process, exit_code, prepare_process, tune_process
+from .process import end_process, exit_code, interrupts, prepare_process, tune_process
 
 
 def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
@@ -25,7 +25,8 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
 
     run_dir = config.run_dir.absolute()  # an environment may change the working folder
     try:
-        meta_train(config)
+        with interrupts():
+            meta_train(config)
     except KeyboardInterrupt as error:
         if (run_dir / "checkpoint.pt").exists():
             module = ["--env-id", config.env_id] * (":" in config.env_id)  # never imported because a file names it
@@ -249,7 +250,8 @@ def run(command: Callable[[], object]) -> NoReturn:
     )
     try:
         prepare_process()
-        command()
+        with interrupts():
+            command()
         sys.stdout.flush()
     except UserError as error:
         _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))

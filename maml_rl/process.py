@@ -69,6 +69,8 @@ def prepare_process() -> None:
     for number in _STOPPING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _stop)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def end_process() -> None:
@@ -82,13 +84,37 @@ _STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(
 
 
 _last_stop = -math.inf
+_last_interrupt: KeyboardInterrupt | None = None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _last_stop
+    global _last_stop, _last_interrupt
     before, _last_stop = _last_stop, time.monotonic()
     if _last_stop - before > 5.0:
-        raise KeyboardInterrupt(number)
+        _last_interrupt = KeyboardInterrupt(number)
+        raise _last_interrupt
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _last_interrupt
+    _last_interrupt = KeyboardInterrupt()
+    raise _last_interrupt
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[None]:
+    """Raises the KeyboardInterrupt of a signal again if a library has turned it into another error.
+
+    NumPy does so if the signal comes while it compares structured arrays, for example in `numpy.unique`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if _last_interrupt is None:
+            raise
+        raise _last_interrupt from error
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

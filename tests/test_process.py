@@ -103,6 +103,31 @@ def test_streams_and_settings_do_not_stop_a_command(command, streams, code, out,
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_a_library_turns_into_another_error_is_still_one(number, code, tmp_path):
+    """As NumPy does while it compares structured arrays."""
+    script = (
+        "import os, sys\n"
+        "from maml_rl import cli\n"
+        "import maml_rl.training\n"
+        "def train(config):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        while True: pass\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise TypeError('Cannot compare structured arrays') from None\n"
+        "maml_rl.training.train = train\n"
+        "os.makedirs('runs/default')\n"
+        "open('runs/default/checkpoint.pt', 'w').close()\n"
+        "sys.argv = ['maml-rl', 'train']\n"
+        "cli.main()\n"
+    )
+    result = run(script, tmp_path)
+    assert result.returncode == code, result.stderr
+    assert "stopped; continue with: maml-rl train --resume runs/default" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_an_ignored_signal_stays_ignored(number, tmp_path):
     """A run under nohup outlives its terminal."""
