@@ -1,9 +1,9 @@
 """Iterations of regression and few-shot classification, as JSON, all in one run.
 
 Milliseconds of an iteration of `sinusoid.py`, with 25 tasks, and, with 64 filters, of `glyphs.py` (conv-4, images
-of Omniglot's size, 32 tasks of 5 ways and 1 shot), with second derivatives and without. The products of conv-4 are the floor: an
-iteration with second derivatives needs at least twelve of the size of each layer's, nine for the support set and
-three for the query set. They are measured as torch's batched products, on as many threads.
+of Omniglot's size, 32 tasks of 5 ways and 1 shot), with second derivatives and without. The products of conv-4 are
+the floor: an iteration with second derivatives needs at least twelve of the size of each layer's, nine for the
+support set and three for the query set. They are measured as torch's batched products, on as many threads.
 """
 
 import dataclasses
