@@ -131,10 +131,7 @@ class MujocoVectorEnv(TaskVectorEnv):
         return velocity
 
     def shares(self, num_tasks: int) -> list[VectorFamily]:
-        """Splits the environments into two halves. The policy can act in one while the other is simulated.
-
-        There are two halves on every machine, because each has its own stream of action noise.
-        """
+        """Splits the environments into two halves. The policy can act in one while the other is simulated."""
         first = self.num_envs // num_tasks * (num_tasks // 2)
         if not first:
             return [self]

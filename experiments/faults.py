@@ -2,6 +2,7 @@
 
 * kills: runs are stopped by a signal at a random moment and resumed. In the end, each must have the parameters,
   curves and evaluation of a run that was never stopped, and must leave no process and no half-written file.
+  One of two ranks of torchrun is killed in the same way, and the other must end too.
 * files: single bits of run folders are flipped, and files are cut short. Each must be refused with one sentence,
   or be read as what was written.
 * environments: families that raise, exit or return nonsense. Each must end in one sentence that names the fault.
@@ -140,11 +141,12 @@ INPUTS = [
 ]
 
 
-def maml_rl(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def maml_rl(folder: Path, *arguments: str, num_ranks: int = 1) -> subprocess.Popen[str]:
     """Starts the command line in a folder."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-m", "maml_rl", *arguments],
+        [sys.executable, *launcher * (num_ranks > 1), "-m", "maml_rl", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
@@ -236,6 +238,46 @@ def kills(kind: str, folder: Path, repetitions: int, rng: np.random.Generator) -
             outcome = "left a file"
         shutil.rmtree(stopped)
         yield name, outcome
+
+
+def ranks(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Kills one of two ranks. The other must end within 30 seconds, and both go on to the same bits."""
+
+    def ranked(*arguments: str) -> subprocess.Popen[str]:
+        return maml_rl(folder, "train", *arguments, num_ranks=2)
+
+    def children(number: int) -> list[int]:
+        path = Path(f"/proc/{number}/task/{number}/children")
+        return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+    started = time.monotonic()
+    code, errors = ended(ranked(*SMALL, "--run-dir", "run"))
+    took, expected = time.monotonic() - started, result_of(folder / "run") if not code else {}
+    for _ in range(repetitions):
+        if code:
+            yield "SIGKILL", f"did not train: {errors[-200:]}"
+            continue
+        stopped, outcome = folder / "stopped", "the same"
+        process = ranked(*SMALL, "--run-dir", "stopped")
+        time.sleep(rng.uniform(0, took))
+        both = children(process.pid)
+        for victim in rng.permutation(both)[:1]:  # there is none before they start, and after they have ended
+            os.kill(int(victim), signal.SIGKILL)
+        killed = time.monotonic()
+        ended(process)
+        if both and time.monotonic() - killed > 30.0:
+            outcome = "too slow"
+        elif any(Path(f"/proc/{number}").exists() for number in both):
+            outcome = "left a process"
+        begun = (stopped / "config.json").exists()
+        again = ("--resume", "stopped") if begun else (*SMALL, "--run-dir", "stopped")
+        second, errors = ended(ranked(*again))
+        if second:
+            outcome = f"not resumed: {errors[-200:]}"
+        elif result_of(stopped) != expected:
+            outcome = "not the same"
+        shutil.rmtree(stopped, ignore_errors=True)
+        yield "SIGKILL", outcome
 
 
 def files(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
@@ -333,6 +375,7 @@ def endurance(folder: Path, repetitions: int, rng: np.random.Generator) -> Itera
 
 PARTS = {
     **{f"kills: {kind}": partial(kills, kind) for kind in RUNS},
+    "kills: one of two ranks": ranks,
     "files": files,
     "environments": environments,
     "inputs": inputs,

@@ -24,15 +24,18 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     from .training import train as meta_train  # imported late, because torch takes seconds
 
     run_dir = config.run_dir.absolute()  # an environment may change the working folder
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started, one speaks
     try:
         with interrupts():
             meta_train(config)
     except KeyboardInterrupt as error:
-        if (run_dir / "checkpoint.pt").exists():
+        if first and (run_dir / "checkpoint.pt").exists():
             module = ["--env-id", config.env_id] * (":" in config.env_id)  # never imported because a file names it
             words = [*_program(), "--resume", str(config.run_dir), *module]
             print(f"\nstopped; continue with: {shlex.join(words)}", file=sys.stderr)
         sys.exit(exit_code(error))
+    if not first:
+        return
     results = json.loads((run_dir / "evaluation.json").read_text())
     print(table(results))
     for name in ("adaptation.png", "rollouts.png"):
@@ -161,8 +164,12 @@ def families() -> None:
     from .envs import in_words
 
     for env_id in registered():
-        env: Any = gymnasium.make(env_id)
         print(env_id)
+        try:
+            env: Any = gymnasium.make(env_id)
+        except ValueError as error:  # it needs files that are not there
+            print(f"  {error}")
+            continue
         print(f"  task         {in_words(env.unwrapped.task_space)}")
         print(f"  observation  {in_words(env.observation_space)}")
         print(f"  action       {in_words(env.action_space)}")

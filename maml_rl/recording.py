@@ -3,16 +3,18 @@
 import contextlib
 import copy
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 from tqdm import tqdm
 
+from . import ranks
 from .config import Config
 from .envs import VectorFamily
 from .errors import UserError
@@ -22,7 +24,8 @@ from .results.plots import SHOWN_TASKS, pixels, rollouts_figure, write_figure, w
 from .runs.checkpoint import State, save_checkpoint
 from .runs.evaluation import adaptation_curves, curve, held_out
 from .runs.folder import new_policy, open_folder
-from .runs.tensorboard import Events
+from .runs.tensorboard import Events, History
+from .sampling.collect import require_simulations
 from .sampling.families import import_family, make_env
 from .sampling.rollouts import Rollouts
 
@@ -47,17 +50,31 @@ def open_run(
     Raises:
         UserError: If an option, the environment, the policy or the run folder is wrong.
     """
-    config = dataclasses.replace(config, run_dir=config.run_dir.absolute())  # environments may change the folder
+    config = dataclasses.replace(
+        config,
+        run_dir=config.run_dir.absolute(),  # environments may change the folder
+        resume=config.resume or ranks.restarted(),
+    )
     device = learner_device(config)
     import_family(config.env_id)
     policy = new_policy(config, own)
     with contextlib.ExitStack() as stack:
-        state = stack.enter_context(open_folder(config, policy))
-        env = make_env(config, config.num_tasks * config.num_rollouts)
+        events, state = None, None
+        if not ranks.rank():
+            state = stack.enter_context(open_folder(config, policy))
+        state = State(**ranks.from_first(state and state._asdict()))
+        env = make_env(config, ranks.size(config.num_tasks) * config.num_rollouts)
         stack.callback(env.close)
-        events = Events(config, state)
-        stack.callback(events.close)
-        progress = tqdm(total=config.iterations, initial=state.iteration, unit="it", dynamic_ncols=True)
+        if not ranks.rank():
+            events = Events(config, state)
+            stack.callback(events.close)
+        progress = tqdm(
+            total=config.iterations,
+            initial=state.iteration,
+            unit="it",
+            dynamic_ncols=True,
+            disable=ranks.rank() > 0,
+        )
         stack.callback(progress.close)
         run = Run(config, method, policy, env, state, events, progress, device, callbacks)
         try:
@@ -75,7 +92,8 @@ def open_run(
             run.checkpoint(run.state)
     load(policy, run.state.theta)
     curves = adaptation_curves(policy, config, run.state, run.last_curve, run.untrained_curve)
-    write_results(config.run_dir, curves)
+    if not ranks.rank():
+        write_results(config.run_dir, curves)
 
 
 def learner_device(config: Config) -> torch.device:
@@ -88,6 +106,8 @@ def learner_device(config: Config) -> torch.device:
         device = torch.device(config.device)
     except RuntimeError:
         device = torch.device("meta")
+    if device.type == "cuda" and device.index is None and ranks.count() > 1:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
         known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -117,14 +137,14 @@ class Run:
         policy: nn.Module,
         env: VectorFamily,
         state: State,
-        events: Events,
+        events: Events | None,
         progress: "tqdm[Any]",
         device: torch.device,
         callbacks: Sequence[Callback],
     ):
         self.env, self.policy, self.state = env, policy, state
         self.learner = copy.deepcopy(policy).to(device)
-        self.history = events.history
+        self.history: History = events.history if events else {}
         self.last_curve: dict[str, Any] | None = None
         self.untrained_curve: dict[str, Any] | None = None
         self._config, self._method, self._callbacks = config, method, callbacks
@@ -142,15 +162,19 @@ class Run:
         self.untrained_curve = self.last_curve
         self._started = time.perf_counter()
 
-    def collected(self) -> None:
-        """Notes the time when all rollouts of an iteration have been collected."""
+    def collected(self, batches: Sequence[Rollouts]) -> None:
+        """Notes that all phases of an iteration have been collected, (M, K, H, ...).
+
+        Raises:
+            UserError: If too many simulations broke down.
+        """
+        self._sums = phase_sums(batches, self._config)
         self._collected = time.perf_counter()
 
     def record(
         self,
         theta: Tensor,
         optimiser_state: dict[str, Any],
-        batches: Sequence[Rollouts],
         figures: dict[str, float],
     ) -> None:
         """Logs an iteration. Evaluates and saves if the options ask for it in this iteration.
@@ -158,7 +182,6 @@ class Run:
         Args:
             theta: θ after the iteration, (P,).
             optimiser_state: The optimiser's state after the iteration.
-            batches: The iteration's phases, (M, K, H, ...).
             figures: Numbers that the update returned for the log.
 
         Raises:
@@ -172,19 +195,20 @@ class Run:
                 f"The outer step of iteration {before.iteration + 1} made parameters that are not finite; lower "
                 "outer_lr, inner_lr or max_kl. The checkpoint is from the iteration before."
             )
-        new_steps = sum(int(batch.mask.sum()) for batch in batches)
+        new_steps = int(sum(phase.steps for phase in self._sums))
         after = State(theta, before.untrained, optimiser_state, before.iteration + 1, before.env_steps + new_steps)
-        scalars = phase_scalars("train", batches)
-        returns = [scalars[f"train/return_step_{k}"] for k in range(len(batches))]
+        scalars = phase_scalars("train", self._sums)
+        returns = [scalars[f"train/return_step_{k}"] for k in range(len(self._sums))]
         scalars["train/adaptation_gain"] = returns[-1] - returns[0]
         scalars |= {f"outer/{name}": value for name, value in figures.items()}
         scalars["time/env_steps_per_second"] = new_steps / (updated - self._started)
         scalars["time/collect_seconds"] = self._collected - self._started
         scalars["time/update_seconds"] = updated - self._collected
-        self._events.add(scalars, after.env_steps)
-        for failed in (batch.failed for batch in batches if batch.failed.any()):
-            count = f"{int(failed.sum())} of {failed.numel()}"
-            self._progress.write(f"{count} simulations broke down and were ended", sys.stderr)
+        self._add(scalars, after.env_steps)
+        for phase in self._sums:
+            if phase.failed and not ranks.rank():
+                count = f"{int(phase.failed)} of {int(phase.rollouts)}"
+                self._progress.write(f"{count} simulations broke down and were ended", sys.stderr)
         self._progress.set_postfix_str(f"return {returns[0]:.2f} → {returns[-1]:.2f}")
         self._progress.update()
         last = after.iteration == config.iterations
@@ -200,8 +224,13 @@ class Run:
 
     def checkpoint(self, state: State) -> None:
         """Saves a state. Events are written first, so that a checkpoint is never ahead of the curves."""
-        self._events.flush()
-        save_checkpoint(self._config.run_dir, self.policy, state)
+        if self._events:
+            self._events.flush()
+            save_checkpoint(self._config.run_dir, self.policy, state)
+
+    def _add(self, scalars: dict[str, float], env_steps: int) -> None:
+        if self._events:
+            self._events.add(scalars, env_steps)
 
     def _evaluate(self, state: State) -> dict[str, float]:
         """Evaluates on held-out tasks. Logs the returns, and a picture if the family can draw one."""
@@ -213,22 +242,63 @@ class Run:
                 kept = {name: getattr(batch, name) for name in ("rewards", "mask", "success", "failed")}
                 phases.append(tree_map(lambda x: x[:SHOWN_TASKS].clone(), batch)._replace(**kept))
             self.last_curve = curve(phases, tasks, self._method)
-            scalars = phase_scalars("eval", phases)
-            self._events.add(scalars, state.env_steps)
-            figure = rollouts_figure(env, tasks, phases, self._method.unit)
-        if figure is not None:
+            scalars = phase_scalars("eval", phase_sums(phases, config))
+            self._add(scalars, state.env_steps)
+            figure = rollouts_figure(env, tasks, phases, self._method.unit) if self._events else None
+        if self._events and figure is not None:
             self._events.add_image("eval/rollouts", pixels(figure), state.env_steps)
             write_figure(config.run_dir / "rollouts.png", figure)
         return scalars
 
 
-def phase_scalars(group: str, batches: Sequence[Rollouts]) -> dict[str, float]:
+class PhaseSums(NamedTuple):
+    """Sums over the tasks of a phase, over those of all ranks: of returns, numbers of things, and successes."""
+
+    returns: float
+    tasks: float
+    successes: float
+    judged: float  # rollouts whose success is known
+    failed: float
+    rollouts: float
+    steps: float
+
+
+def phase_sums(batches: Sequence[Rollouts], config: Config) -> list[PhaseSums]:
+    """Computes what is logged of phases (M, K, H, ...), with one exchange between ranks.
+
+    Raises:
+        UserError: If too many simulations broke down.
+    """
+    rows = [
+        torch.stack(
+            [
+                x.sum().double().cpu()
+                for x in (
+                    batch.returns(),
+                    torch.tensor(len(batch.mask)),
+                    batch.success.nan_to_num(),
+                    ~batch.success.isnan(),
+                    batch.failed,
+                    torch.tensor(batch.failed.numel()),
+                    batch.mask,
+                )
+            ]
+        )
+        for batch in batches
+    ]
+    sums = [PhaseSums(*row) for row in ranks.total(torch.stack(rows)).tolist()]
+    for phase in sums:
+        require_simulations(int(phase.failed), int(phase.rollouts), config)
+    return sums
+
+
+def phase_scalars(group: str, sums: Sequence[PhaseSums]) -> dict[str, float]:
     """Computes mean returns after 0 ... S steps, success if it is reported, and failures if there are any."""
     scalars = {}
-    for k, batch in enumerate(batches):
-        scalars[f"{group}/return_step_{k}"] = batch.returns().mean().item()
-        if not batch.success.isnan().all():
-            scalars[f"{group}/success_step_{k}"] = batch.success.nanmean().item()
-        if batch.failed.any():
-            scalars[f"{group}/failed_step_{k}"] = batch.failed.float().mean().item()
+    for k, phase in enumerate(sums):
+        scalars[f"{group}/return_step_{k}"] = phase.returns / phase.tasks
+        if phase.judged:
+            scalars[f"{group}/success_step_{k}"] = phase.successes / phase.judged
+        if phase.failed:
+            scalars[f"{group}/failed_step_{k}"] = phase.failed / phase.rollouts
     return scalars

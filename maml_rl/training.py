@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 from torch import nn
 
+from . import ranks
 from .config import Config
 from .methods import method_of
 from .recording import Callback, open_run
 from .runs.tensorboard import History
 from .sampling.families import sample_tasks
-from .sampling.streams import numpy_generator, stream
+from .sampling.streams import numpy_generator, own_share, stream
 
 
 class Trained(NamedTuple):
@@ -46,13 +47,13 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
         KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last complete iteration was written.
     """
     method = method_of(config)
-    with open_run(config, method, policy, callbacks) as run:
+    with ranks.joined(config), open_run(config, method, policy, callbacks) as run:
         theta, optimiser_state = run.theta, run.state.optimiser_state
         for iteration in range(run.state.iteration, config.iterations):
-            seeds = stream(config.seed, "rollouts", iteration)
             tasks = sample_tasks(run.env, config.num_tasks, numpy_generator(config.seed, "tasks", iteration))
+            tasks, seeds = own_share(tasks, stream(config.seed, "rollouts", iteration))
             batches = [*method.collect(run.env, run.learner, theta, tasks, config.num_rollouts, seeds)]
-            run.collected()
+            run.collected(batches)
             theta, optimiser_state, figures = method.update(run.learner, theta, optimiser_state, batches)
-            run.record(theta, optimiser_state, batches, figures)
+            run.record(theta, optimiser_state, figures)
     return Trained(run.policy, run.history)

@@ -47,7 +47,7 @@ def test_nothing_of_the_learner_is_made_on_the_cpu(kind, context_size, estimator
     with OneDevice():
         adapted = vmap(lambda r: adapt(policy, theta, r, config)[0])(rollouts)
         chunks = linearise.linearise_chunks(policy, theta, (rollouts,), rollouts, config)
-        gradient = trust_region.meta_gradient(chunks, len(rollouts.mask))
+        gradient = trust_region.meta_gradient(chunks, len(rollouts.mask))[1]
         product = trust_region.kl_product(chunks, gradient, len(rollouts.mask))
         credits = objectives.exploration_credits(rollouts)
         one = tree_map(lambda x: x[0], rollouts)

@@ -212,7 +212,8 @@ def test_options_named_exist():
     known = {name.replace("_", "-") for name in cli.Config.__dataclass_fields__}
     of_commands = {"trust", "tasks", "picture", "output", "help", "num-tasks", "num-rollouts"}
     of_scripts = {"families", "methods", "parts", "seeds", "root", "batches", "repetitions", "sizes", "horizon"}
-    of_tools = {"logdir", "directory", "name"}
+    of_tools = {"logdir", "directory", "name", "nproc-per-node", "nnodes", "max-restarts"}
+    of_tools |= {"rdzv-backend", "rdzv-endpoint", "rdzv-id", "nodes", "ntasks-per-node", "cpus-per-task", "signal"}
     for page, text in PAGES.items():
         for option in re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])", text):
             assert option.removeprefix("no-") in known | of_commands | of_scripts | of_tools, (page, option)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import QUICK_FAMILIES, collect, phases
 from gymnasium import spaces
-from maml_rl.envs import in_words
+from maml_rl.envs import in_words, make_vec
 from torch import nn
 from torch.func import vmap
 
@@ -19,6 +19,7 @@ from maml_rl.policies.ready_made import make_policy
 from maml_rl.sampling.advantages import with_advantages
 from maml_rl.sampling.families import import_family, make_env
 from maml_rl.sampling.spaces import action_map
+from maml_rl.sampling.streams import TaskStreams
 
 
 def setup(env_id, num_tasks=3, num_rollouts=4, horizon=6):
@@ -61,7 +62,7 @@ def test_a_rollout_is_the_single_environment_s_episode():
     thetas = thetas.clone()
     thetas[:, :2] = np.log(0.1)  # log_std: a module's own parameters come before its layers'
     thetas[:, 2:] = 0.0
-    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(5))
+    rollouts = collect(env, policy, thetas, tasks, np.random.SeedSequence(7))
     single = gymnasium.make("maml_rl/Navigation2D-v0", max_episode_steps=30)
     lengths = []
     for m in range(3):
@@ -216,6 +217,24 @@ def test_no_two_environments_share_their_chance():
     assert torch.equal(again.rewards, rollouts.rewards)
     other = collect(env, policy, thetas, tasks, np.random.SeedSequence(1))
     assert not torch.equal(other.actions, rollouts.actions)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0", "maml_rl/TabularMDP-v0", "maml_rl/CartPoleParams-v0"],
+)
+def test_a_task_s_rollouts_do_not_depend_on_which_others_are_collected_with_it(env_id):
+    env, policy, thetas, tasks = setup(env_id, num_tasks=5)
+    seeds = np.random.SeedSequence(3)
+    together = collect(env, policy, thetas, tasks, seeds)
+    for rows in (slice(0, 2), slice(2, 5)):
+        some = make_vec(env_id, env.num_envs // 5 * (rows.stop - rows.start), env.max_episode_steps)
+        apart = collect(
+            some, policy, thetas[rows], tasks[rows], TaskStreams(np.random.SeedSequence(3), tasks, rows)
+        )
+        for name in ("observations", "actions", "rewards", "mask"):
+            torch.testing.assert_close(getattr(apart, name), getattr(together, name)[rows], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(together.actions[0], together.actions[1])
 
 
 def test_halves_share_no_policy():

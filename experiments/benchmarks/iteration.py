@@ -127,7 +127,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         return vmap(lambda theta, support: adapt(policy, theta, support, config))(*some)
 
     chunks = linearise_chunks(policy, theta, (support,), query, config)
-    gradient = trust_region.meta_gradient(chunks, num_tasks)
+    gradient = trust_region.meta_gradient(chunks, num_tasks)[1]
 
     def phase(k: int) -> np.random.SeedSequence:
         # What is spawned from one depends on what was spawned before: a new one each time.
@@ -229,7 +229,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         figures = dict.fromkeys(("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted"), 0.0)
         with open_run(run_config, method_of(run_config)) as run:
             bookkeeping = {
-                "log": lambda: run.record(theta, {}, [support, query], figures),
+                "log": lambda: (run.collected([support, query]), run.record(theta, {}, figures)),
                 "checkpoint": lambda: run.checkpoint(run.state),
             }
             turns = in_turns(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .. import ranks
 from ..config import Config
 from ..policies import Distribution, act
 from ..sampling.rollouts import Rollouts, masked_mean
@@ -122,9 +123,15 @@ def exploration_credits(query: Rollouts) -> Tensor:
         query: The rollouts of the adapted policies, (M, K, H, ...).
     """
     returns = query.returns()
-    others = (returns.sum() - returns) / max(1, len(returns) - 1)
+    everything, num_tasks = ranks.total(torch.stack([returns.sum(), returns.new_tensor(len(returns))]))
+    others = (everything - returns) / (num_tasks - 1).clamp(min=1)
     credits = (returns - others) / (query.mask.sum((1, 2)) / query.mask.shape[1] * query.advantage_scale)
     return torch.where(query.advantages.flatten(1).any(1), credits, 0.0)
+
+
+def credits_if_used(query: Rollouts, config: Config) -> Tensor:
+    """`exploration_credits`, or zeros without E-MAML's term: ranks need not exchange what has no influence."""
+    return exploration_credits(query) if config.e_maml else torch.zeros_like(query.advantage_scale)
 
 
 def outer_loss(
@@ -148,7 +155,7 @@ def outer_objective(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> tuple[float, float]:
     """The outer loss and the KL of θ, averaged over tasks."""
-    data = (supports, query, exploration_credits(query))
+    data = (supports, query, credits_if_used(query, config))
     loss, kl = means(over_tasks(partial(outer_loss, config=config)), policy, theta, data, config)
     return loss, kl
 
@@ -174,8 +181,10 @@ def means(
     def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, ...]:
         return figures(policy, theta, *rows_of(data, rows))
 
-    parts = map_chunks(chunk, policy, len(tree_leaves(data)[0]), config)
-    return [torch.cat(part).mean().item() for part in zip(*parts, strict=True)]
+    own = len(tree_leaves(data)[0])
+    parts = zip(*map_chunks(chunk, policy, own, config), strict=True)
+    sums = ranks.total(torch.stack([torch.cat(part).sum() for part in parts]))
+    return (sums / ranks.all_tasks(own, config)).tolist()
 
 
 def mean_and_gradient(
@@ -193,12 +202,13 @@ def mean_and_gradient(
     Returns:
         The mean, and its gradient, (P,).
     """
-    num_tasks = len(tree_leaves(data)[0])
+    own = len(tree_leaves(data)[0])
+    num_tasks = ranks.all_tasks(own, config)
 
-    def chunk(policy: nn.Module, rows: slice) -> tuple[float, Tensor]:
+    def chunk(policy: nn.Module, rows: slice) -> Tensor:
         leaf = theta.detach().requires_grad_()
         part = losses(policy, leaf, *rows_of(data, rows)).sum() / num_tasks
-        return part.item(), torch.autograd.grad(part, leaf)[0]
+        return torch.cat([torch.autograd.grad(part, leaf)[0], part.detach().unsqueeze(0)])
 
-    parts, gradients = zip(*map_chunks(chunk, policy, num_tasks, config), strict=True)
-    return sum(parts), reduce(torch.add, gradients)
+    both = ranks.total(reduce(torch.add, map_chunks(chunk, policy, own, config)))
+    return both[-1].item(), both[:-1]

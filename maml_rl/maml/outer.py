@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from .. import ranks
 from ..config import Config
 from ..policies import act
 from ..sampling.rollouts import Rollouts
@@ -16,7 +17,7 @@ from ..sampling.threads import map_chunks, rows_of
 from .linearise import linearise
 from .objective import (
     clipped_surrogate,
-    exploration_credits,
+    credits_if_used,
     exploration_loss,
     mean_and_gradient,
     mean_kl,
@@ -40,18 +41,20 @@ def adam_step(
 ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
     """A step of Adam (Kingma and Ba, arXiv:1412.6980) along the plain meta-gradient; see `OuterStep`."""
     *before_each, query = batches
-    supports, num_tasks = tuple(before_each), len(query.mask)
+    supports, own = tuple(before_each), len(query.mask)
+    num_tasks = ranks.all_tasks(own, config)
 
     def value_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
-        def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, Tensor]:
+        def chunk(policy: nn.Module, rows: slice) -> Tensor:
             some, some_query = rows_of((supports, query), rows)
             return surrogate_gradient(linearise(policy, theta, some, some_query, config), num_tasks)
 
-        parts: list[tuple[Any, Tensor]] = [*map_chunks(chunk, policy, num_tasks, config)]
+        both = ranks.total(reduce(torch.add, map_chunks(chunk, policy, own, config)))
+        value, gradient = both[-1].item(), both[:-1]
         if config.e_maml:
-            parts.append(exploration(policy, theta, supports, query, config))
-        values, gradients = zip(*parts, strict=True)
-        return float(sum(values)), reduce(torch.add, gradients)
+            explored, slope = exploration(policy, theta, supports, query, config)
+            value, gradient = value + explored, gradient + slope
+        return value, gradient
 
     theta, optimiser_state, figures = adam_epochs(value_and_gradient, theta, optimiser_state, config.outer_lr)
     if not query.targets:  # an iteration on examples is so quick that this would take half of it
@@ -83,7 +86,7 @@ def ppo_step(
 
     *before_each, query = batches
     supports = tuple(before_each)
-    data = (supports, query, exploration_credits(query))
+    data = (supports, query, credits_if_used(query, config))
     theta, optimiser_state, figures = adam_epochs(
         lambda theta: mean_and_gradient(over_tasks(loss), policy, theta, data, config),
         theta,
@@ -112,7 +115,9 @@ def reptile_step(
         thetas: Tensor = vmap(adapted)(rows_of(supports, rows))
         return thetas
 
-    direction = (torch.cat(map_chunks(chunk, policy, len(batches[0].mask), config)) - theta).mean(0)
+    own = len(batches[0].mask)
+    moved = (torch.cat(map_chunks(chunk, policy, own, config)) - theta).sum(0)
+    direction = ranks.total(moved) / ranks.all_tasks(own, config)
     return theta + config.outer_lr * direction, optimiser_state, {"gradient_norm": direction.norm().item()}
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .. import ranks
 from ..config import Config
 from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
@@ -23,19 +24,20 @@ from .objective import (
 )
 
 
-def surrogate_gradient(chunk: Linearised, num_tasks: int) -> tuple[Tensor, Tensor]:
-    """A chunk's part of the surrogate averaged over tasks, and of its gradient in θ, (P,)."""
+def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
+    """A chunk's part of the gradient of the surrogate averaged over tasks, and then of its value, (P + 1,)."""
 
     def outer_loss(outputs: Distribution) -> Tensor:
         return surrogates(outputs, chunk.query).sum() / num_tasks
 
     slope, value = torch.func.grad_and_value(outer_loss)(chunk.outputs)
-    return value, chunk.vjp(slope)
+    return torch.cat([chunk.vjp(slope), value.unsqueeze(0)])
 
 
-def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> Tensor:
-    """The gradient of the surrogate, averaged over tasks, in θ: through every inner step, (P,)."""
-    return sum_over(chunks, lambda chunk: surrogate_gradient(chunk, num_tasks)[1], threads)
+def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> tuple[Tensor, Tensor]:
+    """The surrogate averaged over tasks, a scalar, and its gradient in θ: through every inner step, (P,)."""
+    both = sum_over(chunks, lambda chunk: surrogate_gradient(chunk, num_tasks), threads)
+    return both[-1], both[:-1]
 
 
 def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, threads: int | None = None) -> Tensor:
@@ -95,10 +97,10 @@ def trpo_step(
     """
     *before_each, query = batches
     supports = tuple(before_each)
-    num_tasks = len(query.mask)
+    num_tasks = ranks.all_tasks(len(query.mask), config)
     chunks = linearise_chunks(policy, theta, supports, query, config)
-    gradient = meta_gradient(chunks, num_tasks, config.threads)
-    before = sum(surrogates(chunk.outputs, chunk.query).sum().item() for chunk in chunks) / num_tasks
+    value, gradient = meta_gradient(chunks, num_tasks, config.threads)
+    before = value.item()
     if config.e_maml:
         explored, slope = exploration(policy, theta, supports, query, config)
         before, gradient = before + explored, gradient + slope
@@ -143,8 +145,8 @@ def exploration(
 
 
 def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor], threads: int | None = None) -> Tensor:
-    """Σ f(chunk)."""
+    """Σ f(chunk), over the tasks of all ranks."""
     total, *rest = in_threads(f, chunks, threads)
     for part in rest:  # always in this order, so that rounding is the same
         total = total + part
-    return total
+    return ranks.total(total)

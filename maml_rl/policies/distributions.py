@@ -24,7 +24,10 @@ class Normal(NamedTuple):
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draws actions, (..., A)."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return self.sample_from(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
+
+    def sample_from(self, noise: Tensor) -> Tensor:
+        """Turns standard normal noise (..., A) into actions, (..., A)."""
         return torch.addcmul(self.mean, self.log_std.exp(), noise)
 
     def mode(self) -> Tensor:
@@ -57,9 +60,12 @@ class Categorical(NamedTuple):
     logits: Tensor
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Draws actions, (...) int64: the largest of the logits with Gumbel noise added."""
-        uniform = torch.rand(self.logits.shape, generator=generator, dtype=self.logits.dtype)
-        # torch.rand may draw 0, whose Gumbel noise would be infinite and win for any action.
+        """Draws actions, (...) int64."""
+        return self.sample_from(torch.rand(self.logits.shape, generator=generator, dtype=self.logits.dtype))
+
+    def sample_from(self, uniform: Tensor) -> Tensor:
+        """Turns noise that is uniform on [0, 1), (..., A), into actions: the largest of the logits and noise."""
+        # It may be 0, whose Gumbel noise would be infinite and win for any action.
         exponential = -torch.log1p(-uniform.clamp(min=torch.finfo(uniform.dtype).tiny))
         return torch.argmax(self.logits - torch.log(exponential), dim=-1)
 
@@ -94,6 +100,10 @@ class MultiCategorical(NamedTuple):
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draws actions, (..., A) int64."""
         return Categorical(self.logits).sample(generator)
+
+    def sample_from(self, uniform: Tensor) -> Tensor:
+        """Turns noise that is uniform on [0, 1), (..., A, n), into actions, (..., A)."""
+        return Categorical(self.logits).sample_from(uniform)
 
     def mode(self) -> Tensor:
         """Returns the most probable actions, (..., A) int64."""

@@ -60,14 +60,14 @@ def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts], un
         env: The family. It draws its own rollouts with `plot_rollouts(axes, task, observations, mask)`.
         tasks: (M, D).
         unit: What an adaptation is called.
-        batches: S + 1 batches of rollouts, of at least the first `SHOWN_TASKS` tasks (m, K, H, ...).
+        batches: S + 1 batches of rollouts of the first tasks (m, K, H, ...).
 
     Returns:
         The picture, or None if the family has no `plot_rollouts`.
     """
     if not hasattr(env, "plot_rollouts"):
         return None
-    shown = min(SHOWN_TASKS, len(tasks))
+    shown = min(SHOWN_TASKS, len(batches[0].observations))  # this process may have only some of the tasks
     figure = Figure(figsize=(2.2 * len(batches), 2.2 * shown + 0.3), layout="constrained")
     grid = figure.subplots(shown, len(batches), squeeze=False)
     for k, batch in enumerate(batches):

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from .. import ranks
 from ..config import Config
 from ..envs import VectorFamily
 from ..errors import UserError
 from ..methods import Method, curve_name, method_of
 from ..policies import flatten
+from ..sampling.collect import require_simulations
 from ..sampling.families import given_tasks, is_native, make_env, require_memory, sample_tasks
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array
-from ..sampling.streams import numpy_generator, stream
+from ..sampling.streams import TaskStreams, numpy_generator, stream
 from .checkpoint import State
 from .folder import load_run, new_policy
 
@@ -147,25 +149,20 @@ def held_out(
         ...), each collected only when it is requested.
     """
     seed, num_rollouts = held_out_seed(config), config.eval_num_rollouts
-    at_once = config.eval_num_tasks
+    rows = ranks.share(config.eval_num_tasks)
+    at_once = rows.stop - rows.start
     if not is_native(config.env_id):  # its environments may be large and slow, and training has room for this many
-        at_once = min(at_once, max(1, config.num_tasks * config.num_rollouts // num_rollouts))
+        at_once = min(at_once, max(1, ranks.size(config.num_tasks) * config.num_rollouts // num_rollouts))
     env = make_env(config, at_once * num_rollouts)
     try:
         chosen = held_out_tasks(env, config, tasks)
         factors, seeds = lr_factors(config, config.eval_num_steps), stream(seed, "held-out rollouts")
         collect = partial(method_of(config).collect, env, policy, theta)
-        num_rounds = -(-len(chosen) // at_once)
-        if num_rounds == 1:
-            yield env, chosen, collect(chosen, num_rollouts, seeds, factors)
-        else:
-            # The last round is filled up with tasks whose results are not used.
-            rounds = np.split(np.resize(chosen, (num_rounds * at_once, *chosen.shape[1:])), num_rounds)
-            parts = [
-                collect(some, num_rollouts, part, factors)
-                for some, part in zip(rounds, seeds.spawn(num_rounds), strict=True)
-            ]
-            yield env, chosen, _joined(parts, len(chosen))
+        # The last round is filled up with tasks whose results are not used.
+        rounds = [slice(first, first + at_once) for first in range(rows.start, rows.stop, at_once)]
+        filled = np.resize(chosen, (rounds[-1].stop, *chosen.shape[1:]))
+        parts = [collect(filled[some], num_rollouts, TaskStreams(seeds, filled, some), factors) for some in rounds]
+        yield env, chosen, parts[0] if len(parts) == 1 else _joined(parts, rows.stop - rows.start)
     finally:
         env.close()
 
@@ -250,13 +247,19 @@ def adaptation_curves(
 
 
 def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str, Any]:
-    """Computes one policy's part of `evaluate`'s result, from its phases (M, K, H, ...) on tasks (M, D)."""
+    """Computes one policy's part of `evaluate`'s result, from its phases (M, K, H, ...) on tasks (M, D).
+
+    Raises:
+        UserError: If too many simulations broke down.
+    """
     returns, success, seen = [], [], [0.0]
     for batch in batches:
-        returns.append(batch.returns().double().numpy())
-        success.append(batch.success.double().mean(-1).numpy())
+        returns.append(ranks.gathered(batch.returns().double(), len(tasks)).numpy())
+        success.append(ranks.gathered(batch.success.double().mean(-1), len(tasks)).numpy())
         learners = batch.mask.shape[1] if method.independent_learners else 1
-        new = int(batch.mask.sum()) / len(batch.mask) / learners
+        steps, failed = ranks.total(torch.stack([batch.mask.sum(), batch.failed.sum()])).tolist()
+        require_simulations(failed, len(tasks) * batch.failed.shape[1], method.config)
+        new = steps / len(tasks) / learners
         seen.append(
             seen[1] if batch.targets and len(seen) > 1 else seen[-1] + new
         )  # all steps use the same examples

@@ -19,7 +19,7 @@ from .actors import Actor
 from .advantages import with_advantages
 from .rollouts import Rollouts
 from .spaces import Array, action_map, encode
-from .streams import integer_seed, torch_generator
+from .streams import ActionNoise, integer_seed, whole_batch
 from .threads import torch_threads
 
 
@@ -40,23 +40,30 @@ def collect_phase(
         tasks: (M, D).
         num_rollouts: K.
         seeds: The source of the streams.
-        config: `max_failed_share` and the options of advantages are used.
+        config: The options of advantages are used.
         device: Where the learner computes.
 
     Raises:
-        UserError: As `collect_rollouts`, or if too many simulations broke down.
+        UserError: As `collect_rollouts`.
     """
     rollouts = collect_rollouts(env, actor, tasks, num_rollouts, seeds)
-    failed = rollouts.failed
-    if failed.float().mean() > config.max_failed_share:
-        raise UserError(
-            f"The simulation broke down in {int(failed.sum())} of {failed.numel()} rollouts, more than the share "
-            f"of {config.max_failed_share:g} that max_failed_share allows; make tasks or actions milder, or allow "
-            "more."
-        )
     rollouts = with_advantages(rollouts, config.discount, config.gae_lambda, config.normalise_advantages)
     moved: Rollouts = tree_map(lambda x: x.to(device), rollouts)
     return moved
+
+
+def require_simulations(failed: int, num_rollouts: int, config: Config) -> None:
+    """Refuses rollouts of which too many have a simulation that broke down.
+
+    Raises:
+        UserError: If more than the share `max_failed_share` have.
+    """
+    if failed > config.max_failed_share * num_rollouts:
+        raise UserError(
+            f"The simulation broke down in {failed} of {num_rollouts} rollouts, more than the share of "
+            f"{config.max_failed_share:g} that max_failed_share allows; make tasks or actions milder, or allow "
+            "more."
+        )
 
 
 def collect_rollouts(
@@ -102,12 +109,13 @@ def collect_rollouts(
 def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.random.SeedSequence) -> Rollouts:
     """Collects one rollout in every environment."""
     env_seeds, action_seeds = seeds.spawn(2)
-    first_seed = integer_seed(env_seeds)
+    num_rollouts = env.num_envs // len(tasks)
+    first_task = whole_batch(seeds, tasks)[1].start
+    first_seed = integer_seed(env_seeds) + first_task * num_rollouts
     shares = env.shares(len(tasks))
     if len(shares) == 1:
-        rollouts = _episodes(env, actor, tasks, first_seed, action_seeds)
+        rollouts = _episodes(env, actor, tasks, first_seed, action_seeds, first_task)
     else:
-        num_rollouts = env.num_envs // len(tasks)
         firsts = np.cumsum([0] + [share.num_envs for share in shares]).tolist()
         rows = [slice(i // num_rollouts, j // num_rollouts) for i, j in pairwise(firsts)]
         arguments = (
@@ -115,7 +123,8 @@ def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.rando
             [actor.rows(some) for some in rows],
             [tasks[some] for some in rows],
             [first_seed + first for first in firsts],
-            action_seeds.spawn(len(shares)),
+            [action_seeds] * len(shares),
+            [first_task + some.start for some in rows],
         )
         with ThreadPoolExecutor(len(shares)) as threads:
             rollouts = tree_map(lambda *x: torch.cat(x), *threads.map(_episodes, *arguments))
@@ -124,12 +133,18 @@ def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.rando
 
 
 def _episodes(
-    env: VectorFamily, actor: Actor, tasks: Array, first_seed: int, action_seeds: np.random.SeedSequence
+    env: VectorFamily,
+    actor: Actor,
+    tasks: Array,
+    first_seed: int,
+    action_seeds: np.random.SeedSequence,
+    first_task: int,
 ) -> Rollouts:
-    """Runs one episode in every environment. The first environment gets the seed `first_seed`."""
+    """Runs one episode in every environment. The first gets the seed `first_seed` and the batch's `first_task`."""
     horizon, num_envs, shape = env.max_episode_steps, env.num_envs, (len(tasks), env.num_envs // len(tasks))
     assert horizon is not None
-    generator, to_env = torch_generator(action_seeds), action_map(env.single_action_space)
+    noise = ActionNoise(action_seeds, first_task, len(tasks), horizon)
+    to_env = action_map(env.single_action_space)
     steps: list[tuple[Tensor, Tensor, Distribution]] = []
     rewards = np.zeros((horizon, num_envs), np.float32)
     mask = np.zeros((horizon, num_envs), bool)
@@ -144,7 +159,7 @@ def _episodes(
                 # After its end, an environment may return anything, even NaN. The policy must not get it.
                 o_t = torch.where(torch.from_numpy(alive)[:, None], o_t, 0.0)
             o_t, pi_t = actor.act(o_t.view(*shape, -1))
-            a_t = pi_t.sample(generator)
+            a_t = noise.draw(pi_t)
             observation, reward, terminated, truncated, info = env.step(to_env(a_t.flatten(0, 1).numpy()))
             steps.append((o_t, a_t, pi_t))
             mask[t] = alive

@@ -14,6 +14,7 @@ from ..policies import prediction_loss
 from .actors import Actor
 from .rollouts import Rollouts
 from .spaces import Array, encode
+from .streams import whole_batch
 
 
 def learns_from_examples(env: VectorFamily, config: Config) -> TypeGuard[SupervisedFamily]:
@@ -32,11 +33,13 @@ def example_sets(
     Raises:
         UserError: As `as_tensors`, or if the family has no such sets.
     """
+    whole, rows = whole_batch(seeds, tasks)
     try:
-        drawn = env.examples(tasks, 2 * num_examples, np.random.default_rng(seeds))
+        drawn = env.examples(whole, 2 * num_examples, np.random.default_rng(seeds))
     except ValueError as error:
         raise UserError(str(error)) from error
-    inputs, targets = as_tensors(env, *drawn, (len(tasks), 2 * num_examples))
+    inputs, targets = as_tensors(env, *drawn, (len(whole), 2 * num_examples))
+    inputs, targets = inputs[rows], targets[rows]
     halves = zip(inputs.split(num_examples, 1), targets.split(num_examples, 1), strict=True)
     return [(x.contiguous(), y.contiguous()) for x, y in halves]
 

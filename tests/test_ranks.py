@@ -1,0 +1,110 @@
+"""Runs of several processes: they agree with one process, and if one of them fails, all end and can go on."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import ranked
+import torch
+from conftest import ROOT, scalars
+
+from maml_rl import train
+
+DOOMED = (
+    *("-m", "maml_rl", "train", "--env-id", "ranked:tests/Doomed-v0", "--num-tasks", "5", "--num-rollouts", "4"),
+    *("--hidden-sizes", "8", "--iterations", "6", "--eval-every", "0", "--eval-num-tasks", "4"),
+    *("--eval-num-rollouts", "3", "--eval-num-steps", "1", "--checkpoint-every", "1", "--worker-timeout", "3"),
+)
+
+
+def torchrun(folder, num_ranks, *arguments, **environment):
+    """Runs a command in several processes."""
+    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "DOOM": "none", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def states(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The runs of one process, and their parameters after one iteration."""
+    folder = tmp_path_factory.mktemp("alone")
+    first = {}
+    for method in ranked.METHODS:
+
+        def keep(*_, method=method):
+            first.setdefault(method, states(folder / method)["theta"])
+
+        train(ranked.config_of(method, folder), callbacks=[keep])
+    return folder, first
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_agree_with_one_process(num_ranks, alone, tmp_path):
+    result = torchrun(tmp_path, num_ranks, ROOT / "tests/ranked.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    for method in ranked.METHODS:
+        ours, theirs = states(tmp_path / method), states(alone[0] / method)
+        assert ours["env_steps"] == theirs["env_steps"]
+        assert torch.equal(ours["untrained"], theirs["untrained"])
+        change = theirs["theta"] - theirs["untrained"]
+        assert (ours["theta"] - theirs["theta"]).norm() < 0.01 * change.norm(), method
+        evaluations = [
+            json.loads((folder / method / "evaluation.json").read_text()) for folder in (tmp_path, alone[0])
+        ]
+        assert evaluations[0]["tasks"] == evaluations[1]["tasks"]
+        untrained = [evaluation["methods"]["random"] for evaluation in evaluations]
+        np.testing.assert_allclose(untrained[0]["returns"], untrained[1]["returns"], rtol=1e-4)
+        assert untrained[0]["env_steps"] == untrained[1]["env_steps"]
+        curves = [scalars(folder / method) for folder in (tmp_path, alone[0])]
+        assert curves[0].keys() == curves[1].keys()
+        for tag, points in curves[0].items():
+            if not tag.startswith("time/"):
+                assert points[0] == pytest.approx(curves[1][tag][0], rel=1e-3, abs=1e-5), tag
+        assert len(list((tmp_path / method).glob("events*"))) == 1
+
+
+def test_a_killed_process_ends_the_others_and_torchrun_goes_on_to_the_same_bits(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = torchrun(tmp_path, 2, *DOOMED, "--run-dir", whole)
+    assert result.returncode == 0, result.stderr
+    result = torchrun(tmp_path, 2, "--max-restarts", "1", *DOOMED, "--run-dir", parts, DOOM="kill")
+    assert result.returncode == 0, result.stderr
+    assert "was killed, or it hangs" in result.stderr
+    assert "Rank 1 (process " in result.stderr
+    assert torch.equal(states(whole)["theta"], states(parts)["theta"])
+    assert (whole / "evaluation.json").read_text() == (parts / "evaluation.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("doom", "sentence"),
+    [("nan", "Rank 1 stopped: .* the reward at step 0"), ("hang", "Rank 1 .process .* hangs")],
+)
+def test_a_process_that_fails_or_hangs_is_named(doom, sentence, tmp_path):
+    result = torchrun(tmp_path, 2, *DOOMED, "--run-dir", tmp_path / "run", DOOM=doom)
+    assert result.returncode != 0
+    assert re.search(sentence, result.stderr), result.stderr
+    assert states(tmp_path / "run")["iteration"] == 3  # before the seventh reset
+    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert not running
+
+
+def test_too_many_processes_are_refused(tmp_path):
+    result = torchrun(tmp_path, 3, *DOOMED, "--run-dir", tmp_path / "run", "--num-tasks", "2")
+    assert result.returncode != 0
+    assert "num_tasks is 2, but there are 3 processes, and each needs a task" in result.stderr
