@@ -76,9 +76,9 @@ class ActionNoise:
                     stream.standard_normal(out=of_task, dtype=np.float32)
                 else:
                     stream.random(out=of_task, dtype=np.float32)
-            self._noise = torch.from_numpy(noise).to(of_step.dtype)
+            self._noise = torch.from_numpy(noise).to(of_step.dtype).movedim(1, 0).contiguous()
         self._steps += 1
-        return distribution.sample_from(self._noise[:, self._steps - 1])
+        return distribution.sample_from(self._noise[self._steps - 1])
 
 
 def integer_seed(seeds: np.random.SeedSequence) -> int:
