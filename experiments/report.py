@@ -158,11 +158,11 @@ def time_to_score_table() -> str:
     return as_markdown(rows)
 
 
-def few_shot_table(family: str) -> str:
+def few_shot_table(family: str, root: Path) -> str:
     """Markdown: accuracy on held-out tasks in percent, over all seeds, with a 95% interval over tasks."""
     rows = [["method", "seeds", *(f"{steps} step{'s' * (steps != 1)}" for steps in _FEW_SHOT_STEPS)]]
     for method in [*METHODS[family], "pretraining"]:
-        paths = sorted((RESULTS / family / method).glob("seed*/evaluation.json"))
+        paths = sorted((root / family / method).glob("seed*/evaluation.json"))
         if not paths:
             continue
         curves = [json.loads(path.read_text())["methods"]["maml"] for path in paths]
@@ -173,8 +173,9 @@ def few_shot_table(family: str) -> str:
             for steps in _FEW_SHOT_STEPS
         ]
         rows.append([method.replace("_", " "), str(len(paths)), *cells])
-    nearest = json.loads((RESULTS / "nearest.json").read_text())[family]
-    rows.append(["nearest neighbour", str(len(nearest)), f"{100 * np.mean(nearest):.1f}", "", "", ""])
+    if (root / "nearest.json").exists():
+        nearest = json.loads((root / "nearest.json").read_text())[family]
+        rows.append(["nearest neighbour", str(len(nearest)), f"{100 * np.mean(nearest):.1f}", "", "", ""])
     return as_markdown(rows)
 
 
@@ -245,7 +246,10 @@ def tables_of_runs(root: Path = RESULTS) -> dict[str, str]:
     found = {"summary": summary_table(root)}
     for family, base in BASES.items():
         if runs := runs_of(family, root):
-            found[f"{family} methods"] = comparison_table(base.env_id, by_method(load_runs(runs)))
+            if family.startswith("glyphs"):
+                found[f"{family} accuracy"] = few_shot_table(family, root)
+            else:
+                found[f"{family} methods"] = comparison_table(base.env_id, by_method(load_runs(runs)))
             found[f"{family} runs"] = how_table(runs)
     return found
 
@@ -258,8 +262,6 @@ def all_tables() -> dict[str, str]:
     }
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
-    if (RESULTS / "nearest.json").exists():
-        found |= {f"{family} accuracy": few_shot_table(family) for family in BASES if family.startswith("glyphs")}
     found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
     if (sinusoid_shots.RESULTS / "shots.json").exists():

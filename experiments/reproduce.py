@@ -112,7 +112,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
     },
 }
 # Points of a learning curve in training.json.
-_POINTS = 1000
+POINTS = 1000
 # All names of methods, each once.
 _NAMES = dict.fromkeys(name for methods in METHODS.values() for name in methods)
 
@@ -150,7 +150,7 @@ def training_record(config: Config, trained_by: str) -> dict[str, object]:
     events.Reload()
     names = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/return_step_")]
     steps = [e.step for e in events.Scalars(names[0])] if names else []
-    every = max(1, -(-len(steps) // _POINTS))
+    every = max(1, -(-len(steps) // POINTS))
     at = steps[::every]
     curves = {t.removeprefix("train/"): [round(e.value, 3) for e in events.Scalars(t)[::every]] for t in names}
     spent = [

@@ -136,12 +136,8 @@ def joined(config: Config) -> Iterator[None]:
         with _failures():
             dist.barrier()  # until rank 0 has written everything
     except BaseException as error:
-        if isinstance(error, UserError) and error.args[0] == _OTHER:
-            error.args = (_cause(store),)
-        elif isinstance(error, KeyboardInterrupt) and error.args:  # SIGTERM: torchrun ends the others so
-            _log.warning(_cause(store))
-        else:
-            store.set(f"cause {number}", f"{error}" or type(error).__name__)
+        with contextlib.suppress(RuntimeError):  # of the store, which ends with torchrun
+            _exchange_causes(store, error)
         raise
     finally:
         _size, _rank = 1, 0
@@ -155,6 +151,17 @@ def _failures() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(_OTHER) from error
+
+
+def _exchange_causes(store: Any, error: BaseException) -> None:
+    """Tells the other ranks why this one fails, or finds out which other one has failed."""
+    if isinstance(error, UserError) and error.args[0] == _OTHER:
+        error.args = (_cause(store),)
+    elif isinstance(error, KeyboardInterrupt) and error.args:  # SIGTERM: so torchrun ends the others
+        if (cause := _cause(store)) != _OTHER:
+            _log.warning(cause)
+    else:
+        store.set(f"cause {_rank}", str(error) or type(error).__name__)
 
 
 def _cause(store: Any) -> str:
