@@ -12,7 +12,7 @@ import ranked
 import torch
 from conftest import ROOT, scalars
 
-from maml_rl import train
+from maml_rl import ranks, train
 
 DOOMED = (
     *("-m", "maml_rl", "train", "--env-id", "ranked:tests/Doomed-v0", "--num-tasks", "5", "--num-rollouts", "4"),
@@ -52,6 +52,17 @@ def alone(tmp_path_factory):
 
         train(ranked.config_of(method, folder), callbacks=[keep])
     return folder, first
+
+
+@pytest.mark.parametrize(("num_tasks", "num_ranks"), [(5, 1), (5, 2), (7, 3), (4, 4)])
+def test_every_task_belongs_to_one_rank(num_tasks, num_ranks, monkeypatch):
+    monkeypatch.setattr(ranks, "_size", num_ranks)
+    rows = []
+    for rank in range(num_ranks):
+        monkeypatch.setattr(ranks, "_rank", rank)
+        assert ranks.size(num_tasks) >= num_tasks // num_ranks
+        rows += range(num_tasks)[ranks.share(num_tasks)]
+    assert rows == [*range(num_tasks)]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
