@@ -1,6 +1,7 @@
 """Options: what each one is stands at the field, and everything else reads it there."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -155,6 +156,33 @@ def test_a_folder_of_version_0_1_means_what_it_meant(tmp_path):
     assert method_of(loaded).name == "maml"
     for name, value in options.items():
         assert getattr(loaded, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_no_single_bit_of_config_json_changes_an_option(tmp_path):
+    config = Config(run_dir=tmp_path, iterations=60, eval_seed=3, horizon=20)
+    save_config(config)
+    path = tmp_path / "config.json"
+    content, refused = path.read_bytes(), 0
+    places = [i for i in range(len(content)) if content[i : i + 1].isdigit() or i % 9 == 0]
+    for i, bit in itertools.product(places, range(8)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :])
+        try:
+            assert load_config(tmp_path) == config
+        except UserError:
+            refused += 1
+    assert refused > 6 * len(places)
+
+
+def test_a_change_by_hand_is_possible(tmp_path):
+    save_config(Config(run_dir=tmp_path))
+    path = tmp_path / "config.json"
+    options = json.loads(path.read_text()) | {"eval_num_tasks": 7}
+    path.write_text(json.dumps(options))
+    with pytest.raises(UserError, match='damaged: its checksum is wrong. .* remove the line "checksum"'):
+        load_config(tmp_path)
+    del options["checksum"]
+    path.write_text(json.dumps(options))
+    assert load_config(tmp_path).eval_num_tasks == 7
 
 
 @pytest.mark.parametrize(

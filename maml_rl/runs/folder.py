@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -128,7 +129,12 @@ def _state(config: Config, policy: nn.Module) -> State:
 def save_config(config: Config) -> None:
     """Writes config.json. It does not contain the folder's name, so that a run can be moved."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_SAVED}
-    write_json(config.run_dir / "config.json", {"version": __version__, **options})
+    content = {"version": __version__, **options}
+    write_json(config.run_dir / "config.json", content | {"checksum": _checksum(content)})
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_config(folder: Path) -> Config:
@@ -140,16 +146,24 @@ def load_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
         options = json.loads(path.read_text())
+        checksum = options.pop("checksum", None)  # files of earlier versions have none
+        changed = checksum not in (None, _checksum(options))
         version = str(options.pop("version", "0.1.0"))
         _require_complete(options, version)
         lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
-        return Config(**{**options, **lists}, run_dir=folder)
+        config = Config(**{**options, **lists}, run_dir=folder)
     except OSError as error:
         raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(
             f"{path} is not a configuration of this version of maml_rl ({error}); start a new run."
         ) from error
+    if changed:
+        raise UserError(
+            f"{path} is damaged: its checksum is wrong. Restore it from a copy, or, if you changed it on purpose, "
+            'remove the line "checksum".'
+        )
+    return config
 
 
 def _require_complete(options: dict[str, Any], version: str) -> None:
