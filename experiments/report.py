@@ -121,6 +121,8 @@ def options_of(config: Config) -> str:
     defaults, words = Config().options("method"), []
     for name, value in config.options("method").items():
         if name not in _IN_OTHER_COLUMNS and value != defaults[name]:
+            if isinstance(value, dict):
+                value = tuple(word for pair in value.items() for word in pair)
             values = value if isinstance(value, tuple) else () if isinstance(value, bool) else (value,)
             words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *map(str, values)]
     return " ".join(words)

@@ -47,7 +47,8 @@ def fits_figure(folder: Path, num_tasks: int = 4, shots: int = 5) -> Figure:
         axes.plot(x, env.value(tasks[i : i + 1], x[None])[0], color="black", linewidth=1, label="the task")
         for steps, style in ((0, ":"), (1, "--"), (10, "-")):
             adapted = policy.adapt((inputs[i], targets[i]), num_steps=steps)
-            axes.plot(x, adapted(x[:, None], deterministic=True)[:, 0], style, label=f"{steps} steps")
+            name = f"{steps} step{'s' * (steps != 1)}"
+            axes.plot(x, adapted(x[:, None], deterministic=True)[:, 0], style, label=name)
         axes.plot(inputs[i], targets[i], "^", color="crimson", label="examples")
         axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
