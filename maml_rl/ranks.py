@@ -8,7 +8,9 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -123,12 +125,13 @@ def joined(config: Config) -> Iterator[None]:
     if number:  # rank 0 speaks for all
         _log.setLevel(logging.WARNING)
     where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    everything = TCPStore(*where, is_master=False, timeout=timedelta(seconds=60))
     _num_runs += 1
-    store = PrefixStore(f"maml_rl {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} {_num_runs}", everything)
     backend = "cpu:gloo,cuda:nccl" if config.device.startswith("cuda") else "gloo"
     timeout = timedelta(seconds=5 * config.worker_timeout)
-    dist.init_process_group(backend, store=store, rank=number, world_size=world_size, timeout=timeout)
+    with _on_sigterm(signal.SIG_DFL):  # nothing is lost yet, and Python's handlers wait until torch has connected
+        everything = TCPStore(*where, is_master=False, timeout=timedelta(seconds=60))
+        store = PrefixStore(f"maml_rl {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} {_num_runs}", everything)
+        dist.init_process_group(backend, store=store, rank=number, world_size=world_size, timeout=timeout)
     _size, _rank = world_size, number
     store.set(f"process {number}", f"process {os.getpid()} on {socket.gethostname()}")
     try:
@@ -136,12 +139,26 @@ def joined(config: Config) -> Iterator[None]:
         with _failures():
             dist.barrier()  # until rank 0 has written everything
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # of the store, which ends with torchrun
+        # SIGTERM comes from torchrun now. RuntimeError comes from the store, which ends with torchrun.
+        with _on_sigterm(signal.SIG_IGN), contextlib.suppress(RuntimeError):
             _exchange_causes(store, error)
         raise
     finally:
         _size, _rank = 1, 0
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _on_sigterm(handler: signal.Handlers) -> Iterator[None]:
+    """Handles SIGTERM in another way for a while."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -113,6 +114,21 @@ def test_a_process_that_fails_or_hangs_is_named(doom, sentence, tmp_path):
     assert states(tmp_path / "run")["iteration"] == 3  # before the seventh reset
     running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
     assert not running
+
+
+def test_a_process_that_dies_before_all_are_connected_ends_the_others(tmp_path):
+    (tmp_path / "early.py").write_text(
+        "import os, signal, sys, time\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    time.sleep(8)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from maml_rl.cli import main\n"
+        f"sys.argv = ['maml-rl', 'train', '--run-dir', {str(tmp_path / 'run')!r}]\n"
+        "main()\n"
+    )
+    result = torchrun(tmp_path, 2, "early.py")
+    assert result.returncode != 0
+    assert f"exitcode  : -{int(signal.SIGTERM)} " in result.stderr  # not SIGKILL, after 30 seconds
 
 
 def test_too_many_processes_are_refused(tmp_path):
