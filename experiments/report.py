@@ -167,14 +167,16 @@ def few_shot_table(family: str, root: Path) -> str:
         paths = sorted((root / family / method).glob("seed*/evaluation.json"))
         if not paths:
             continue
-        curves = [json.loads(path.read_text())["methods"]["maml"] for path in paths]
+        found = [json.loads(path.read_text())["methods"] for path in paths]
+        curves = [next(curve for name, curve in curves.items() if name != "random") for curves in found]
         success = 100 * np.concatenate([curve["success"] for curve in curves])
         half = 1.96 * success.std(0) / np.sqrt(len(success))
         cells = [
             f"{success[:, steps].mean():.1f} ± {half[steps]:.1f}" if steps < success.shape[1] else ""
             for steps in _FEW_SHOT_STEPS
         ]
-        rows.append([method.replace("_", " "), str(len(paths)), *cells])
+        name = "pre-training" if method == "pretraining" else method.replace("_", " ")
+        rows.append([name, str(len(paths)), *cells])
     if (root / "nearest.json").exists():
         nearest = json.loads((root / "nearest.json").read_text())[family]
         rows.append(["nearest neighbour", str(len(nearest)), f"{100 * np.mean(nearest):.1f}", "", "", ""])
