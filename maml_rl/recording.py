@@ -168,7 +168,9 @@ class Run:
         Raises:
             UserError: If too many simulations broke down.
         """
-        self._sums = phase_sums(batches, self._config)
+        self._sums = phase_sums(batches)
+        for phase in self._sums:
+            require_simulations(int(phase.failed), int(phase.rollouts), self._config)
         self._collected = time.perf_counter()
 
     def record(
@@ -242,7 +244,7 @@ class Run:
                 kept = {name: getattr(batch, name) for name in ("rewards", "mask", "success", "failed")}
                 phases.append(tree_map(lambda x: x[:SHOWN_TASKS].clone(), batch)._replace(**kept))
             self.last_curve = curve(phases, tasks, self._method)
-            scalars = phase_scalars("eval", phase_sums(phases, config))
+            scalars = phase_scalars("eval", phase_sums(phases))
             self._add(scalars, state.env_steps)
             figure = rollouts_figure(env, tasks, phases, self._method.unit) if self._events else None
         if self._events and figure is not None:
@@ -263,33 +265,16 @@ class PhaseSums(NamedTuple):
     steps: float
 
 
-def phase_sums(batches: Sequence[Rollouts], config: Config) -> list[PhaseSums]:
-    """Computes what is logged of phases (M, K, H, ...), with one exchange between ranks.
-
-    Raises:
-        UserError: If too many simulations broke down.
-    """
-    rows = [
-        torch.stack(
-            [
-                x.sum().double().cpu()
-                for x in (
-                    batch.returns(),
-                    torch.tensor(len(batch.mask)),
-                    batch.success.nan_to_num(),
-                    ~batch.success.isnan(),
-                    batch.failed,
-                    torch.tensor(batch.failed.numel()),
-                    batch.mask,
-                )
-            ]
-        )
-        for batch in batches
-    ]
-    sums = [PhaseSums(*row) for row in ranks.total(torch.stack(rows)).tolist()]
-    for phase in sums:
-        require_simulations(int(phase.failed), int(phase.rollouts), config)
-    return sums
+def phase_sums(batches: Sequence[Rollouts]) -> list[PhaseSums]:
+    """Computes what is logged of phases (M, K, H, ...), with one exchange between ranks."""
+    rows = []
+    for batch in batches:
+        known = ~batch.success.isnan()
+        sums = (batch.returns().sum(), batch.success.nan_to_num().sum(), known.sum(), batch.failed.sum())
+        returns, successes, judged, failed = (x.item() for x in sums)
+        steps = batch.mask.sum().item()
+        rows.append([returns, len(batch.mask), successes, judged, failed, batch.failed.numel(), steps])
+    return [PhaseSums(*row) for row in ranks.total(torch.tensor(rows, dtype=torch.float64)).tolist()]
 
 
 def phase_scalars(group: str, sums: Sequence[PhaseSums]) -> dict[str, float]:

@@ -65,6 +65,17 @@ def test_broken_simulations_are_counted(command, tmp_path):
     assert events(tmp_path).Scalars("train/failed_step_0")[0].value == pytest.approx(1 / 12)
 
 
+@pytest.mark.parametrize("what", ["evaluate", "render"])
+def test_broken_simulations_are_counted_wherever_held_out_tasks_are_adapted_to(what, command):
+    result = command(
+        *("train", "--env-id", "misbehaving:tests/Misbehaving-v0", "--run-dir", "run", *TINY, "--iterations", "1")
+    )
+    assert result.returncode == 0, result.stderr
+    result = command(what, "run", "--trust", "--num-tasks", "3", MISBEHAVE="broken")
+    assert result.returncode == 2
+    assert "more than the share of 0.01 that max_failed_share allows" in result.stderr
+
+
 @pytest.fixture
 def cheetah(command, tmp_path):
     result = command(

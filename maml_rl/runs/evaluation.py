@@ -147,10 +147,13 @@ def held_out(
     Yields:
         The environments, which are closed afterwards, the tasks (M, D), and S + 1 batches of rollouts (M, K, H,
         ...), each collected only when it is requested.
+
+    Raises:
+        UserError: If too many simulations of a batch broke down.
     """
     seed, num_rollouts = held_out_seed(config), config.eval_num_rollouts
-    rows = ranks.share(config.eval_num_tasks)
-    at_once = rows.stop - rows.start
+    rows, own = ranks.share(config.eval_num_tasks), ranks.size(config.eval_num_tasks)
+    at_once = own
     if not is_native(config.env_id):  # its environments may be large and slow, and training has room for this many
         at_once = min(at_once, max(1, ranks.size(config.num_tasks) * config.num_rollouts // num_rollouts))
     env = make_env(config, at_once * num_rollouts)
@@ -162,9 +165,17 @@ def held_out(
         rounds = [slice(first, first + at_once) for first in range(rows.start, rows.stop, at_once)]
         filled = np.resize(chosen, (rounds[-1].stop, *chosen.shape[1:]))
         parts = [collect(filled[some], num_rollouts, TaskStreams(seeds, filled, some), factors) for some in rounds]
-        yield env, chosen, parts[0] if len(parts) == 1 else _joined(parts, rows.stop - rows.start)
+        yield env, chosen, _checked(parts[0] if len(parts) == 1 else _joined(parts, own), config)
     finally:
         env.close()
+
+
+def _checked(batches: Iterator[Rollouts], config: Config) -> Iterator[Rollouts]:
+    """Refuses phases in which too many simulations broke down."""
+    for batch in batches:
+        failed, number = ranks.total(torch.tensor([int(batch.failed.sum()), batch.failed.numel()])).tolist()
+        require_simulations(failed, number, config)
+        yield batch
 
 
 def held_out_tasks(env: VectorFamily, config: Config, tasks: npt.ArrayLike | None = None) -> Array:
@@ -247,19 +258,13 @@ def adaptation_curves(
 
 
 def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str, Any]:
-    """Computes one policy's part of `evaluate`'s result, from its phases (M, K, H, ...) on tasks (M, D).
-
-    Raises:
-        UserError: If too many simulations broke down.
-    """
+    """Computes one policy's part of `evaluate`'s result, from its phases (M, K, H, ...) on tasks (M, D)."""
     returns, success, seen = [], [], [0.0]
     for batch in batches:
         returns.append(ranks.gathered(batch.returns().double(), len(tasks)).numpy())
         success.append(ranks.gathered(batch.success.double().mean(-1), len(tasks)).numpy())
         learners = batch.mask.shape[1] if method.independent_learners else 1
-        steps, failed = ranks.total(torch.stack([batch.mask.sum(), batch.failed.sum()])).tolist()
-        require_simulations(failed, len(tasks) * batch.failed.shape[1], method.config)
-        new = steps / len(tasks) / learners
+        new = int(ranks.total(batch.mask.sum())) / len(tasks) / learners
         seen.append(
             seen[1] if batch.targets and len(seen) > 1 else seen[-1] + new
         )  # all steps use the same examples
