@@ -57,7 +57,7 @@ class FewShotVectorEnv(SupervisedFamily):
     loss = "cross_entropy"
     initial_noise = 2
 
-    def __init__(self, images: Images, num_ways: int, *args: Any, **kwargs: Any):
+    def __init__(self, images: Images, num_ways: int, num_envs: int = 1, **kwargs: Any):
         num_tests = len(images.sizes) - images.num_training
         fewest = min(images.num_training, num_tests)
         if not 2 <= num_ways <= fewest:
@@ -70,7 +70,7 @@ class FewShotVectorEnv(SupervisedFamily):
         self.single_observation_space = spaces.Box(0, 255, images.pixels.shape[1:], np.uint8)
         self.single_action_space = spaces.Discrete(num_ways)
         self._firsts = np.cumsum(images.sizes) - images.sizes
-        super().__init__(*args, **kwargs)
+        super().__init__(num_envs, **kwargs)
 
     @property
     def num_ways(self) -> int:
@@ -142,14 +142,8 @@ class GlyphsVectorEnv(FewShotVectorEnv):
     The classes depend on the version of matplotlib. Arguments are those of `FewShotVectorEnv`.
     """
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        num_ways: int = 5,
-    ):
-        super().__init__(_glyphs(), num_ways, num_envs, max_episode_steps, render_mode)
+    def __init__(self, num_envs: int = 1, num_ways: int = 5, **kwargs: Any):
+        super().__init__(_glyphs(), num_ways, num_envs, **kwargs)
 
 
 class GlyphsEnv(TaskEnv):
@@ -176,15 +170,8 @@ class OmniglotVectorEnv(FewShotVectorEnv):
             in `omniglot-py` in it.
     """
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        num_ways: int = 5,
-        root: str = "data",
-    ):
-        super().__init__(_omniglot(Path(root).absolute()), num_ways, num_envs, max_episode_steps, render_mode)
+    def __init__(self, num_envs: int = 1, num_ways: int = 5, root: str = "data", **kwargs: Any):
+        super().__init__(_omniglot(Path(root).absolute()), num_ways, num_envs, **kwargs)
 
 
 class OmniglotEnv(TaskEnv):
@@ -211,15 +198,13 @@ class ImageFolderVectorEnv(FewShotVectorEnv):
     def __init__(
         self,
         num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
         num_ways: int = 5,
         root: str = "data",
         size: int = 84,
         colour: bool = True,
+        **kwargs: Any,
     ):
-        images = _folder(Path(root).absolute(), size, colour)
-        super().__init__(images, num_ways, num_envs, max_episode_steps, render_mode)
+        super().__init__(_folder(Path(root).absolute(), size, colour), num_ways, num_envs, **kwargs)
 
 
 class ImageFolderEnv(TaskEnv):

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -205,6 +205,22 @@ def processes_of(session: int) -> list[int]:
     return left
 
 
+def resumed(
+    start: Callable[..., subprocess.Popen[str]], arguments: tuple[str, ...], folder: Path, expected: dict[str, Any]
+) -> str:
+    """Continues a stopped run to its end, and removes it. Returns "the same", or what was wrong with it."""
+    begun = (folder / "config.json").exists()
+    code, errors = ended(start(*(("--resume",) if begun else (*arguments, "--run-dir")), folder.name))
+    if code:
+        outcome = f"not resumed: {errors[-200:]}"
+    elif result_of(folder) != expected:
+        outcome = "not the same"
+    else:
+        outcome = "left a file" if list(folder.glob("*.tmp")) else "the same"
+    shutil.rmtree(folder, ignore_errors=True)
+    return outcome
+
+
 def kills(kind: str, folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Stops one kind of run by each signal, and resumes it until it is finished."""
     arguments = RUNS[kind]
@@ -227,17 +243,8 @@ def kills(kind: str, folder: Path, repetitions: int, rng: np.random.Generator) -
         time.sleep(1.5 if name == "SIGKILL" else 0.0)  # in which workers notice it
         if processes_of(process.pid):
             outcome = "left a process"
-        begun = (stopped / "config.json").exists()
-        again = ("--resume", "stopped") if begun else (*SMALL, *arguments, "--run-dir", "stopped")
-        second, errors = ended(maml_rl(folder, "train", *again))
-        if second:
-            outcome = f"not resumed: {errors[-200:]}"
-        elif result_of(stopped) != expected:
-            outcome = "not the same"
-        elif list(stopped.glob("*.tmp")):
-            outcome = "left a file"
-        shutil.rmtree(stopped)
-        yield name, outcome
+        after = resumed(partial(maml_rl, folder, "train"), (*SMALL, *arguments), stopped, expected)
+        yield name, outcome if after == "the same" else after
 
 
 def ranks(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
@@ -269,15 +276,8 @@ def ranks(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[
             outcome = "too slow"
         elif any(Path(f"/proc/{number}").exists() for number in both):
             outcome = "left a process"
-        begun = (stopped / "config.json").exists()
-        again = ("--resume", "stopped") if begun else (*SMALL, "--run-dir", "stopped")
-        second, errors = ended(ranked(*again))
-        if second:
-            outcome = f"not resumed: {errors[-200:]}"
-        elif result_of(stopped) != expected:
-            outcome = "not the same"
-        shutil.rmtree(stopped, ignore_errors=True)
-        yield "SIGKILL", outcome
+        after = resumed(ranked, SMALL, stopped, expected)
+        yield "SIGKILL", outcome if after == "the same" else after
 
 
 def files(folder: Path, repetitions: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:

@@ -26,8 +26,6 @@ from maml_rl.runs.files import write_json
 from maml_rl.sampling.spaces import encode
 from maml_rl.sampling.streams import numpy_generator, stream, torch_generator
 
-RESULTS = Path(__file__).parent / "results"
-FAMILIES = [family for family in reproduce.BASES if family.startswith("glyphs")]
 BATCH = 128
 
 
@@ -69,7 +67,7 @@ def nearest(config: Config) -> float:
 
 
 def main(
-    families: tuple[str, ...] = tuple(FAMILIES),
+    families: tuple[str, ...] = tuple(reproduce.FEW_SHOT),
     seeds: tuple[int, ...] = (1, 2, 3),
     root: Path = Path("runs/reproduce"),
 ) -> None:

@@ -22,7 +22,7 @@ from benchmarks import scaling
 from gymnasium.envs.registration import load_env_creator
 from matplotlib.figure import Figure
 from PIL import Image
-from reproduce import BASES, METHODS
+from reproduce import BASES, FEW_SHOT, METHODS
 from torch import nn
 
 from maml_rl import Config
@@ -250,7 +250,7 @@ def tables_of_runs(root: Path = RESULTS) -> dict[str, str]:
     found = {"summary": summary_table(root)}
     for family, base in BASES.items():
         if runs := runs_of(family, root):
-            if family.startswith("glyphs"):
+            if family in FEW_SHOT:
                 found[f"{family} accuracy"] = few_shot_table(family, root)
             else:
                 found[f"{family} methods"] = comparison_table(base.env_id, by_method(load_runs(runs)))

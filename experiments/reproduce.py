@@ -39,6 +39,7 @@ BASES = {
     "glyphs_5_ways_5_shots": glyphs.options(num_ways=5, num_shots=5, num_tasks=8),
     "glyphs_20_ways_1_shot": glyphs.options(num_ways=20, num_shots=1, num_tasks=16),
 }
+FEW_SHOT = [family for family in BASES if family.startswith("glyphs")]
 PRETRAIN = {"num_steps": 0}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
 RL2 = {
@@ -107,8 +108,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "meta_sgd": {"learn_lr": "parameter"},
             "reptile": {"outer": "reptile", "outer_lr": 0.1, "num_steps": 5},
         }
-        for family in BASES
-        if family.startswith("glyphs")
+        for family in FEW_SHOT
     },
 }
 # Points of a learning curve in training.json.

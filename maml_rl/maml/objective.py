@@ -187,6 +187,18 @@ def means(
     return (sums / ranks.all_tasks(own, config)).tolist()
 
 
+def summed(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The sum over chunks and ranks of gradients, each with its value at the end, (P + 1,).
+
+    Chunks are added in order, so that rounding is always the same.
+
+    Returns:
+        The value, a scalar, and the gradient, (P,).
+    """
+    both = ranks.total(reduce(torch.add, parts))
+    return both[-1], both[:-1]
+
+
 def mean_and_gradient(
     losses: Callable[..., Tensor], policy: nn.Module, theta: Tensor, data: Any, config: Config
 ) -> tuple[float, Tensor]:
@@ -210,5 +222,5 @@ def mean_and_gradient(
         part = losses(policy, leaf, *rows_of(data, rows)).sum() / num_tasks
         return torch.cat([torch.autograd.grad(part, leaf)[0], part.detach().unsqueeze(0)])
 
-    both = ranks.total(reduce(torch.add, map_chunks(chunk, policy, own, config)))
-    return both[-1].item(), both[:-1]
+    value, gradient = summed(map_chunks(chunk, policy, own, config))
+    return value.item(), gradient

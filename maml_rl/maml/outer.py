@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from .objective import (
     mean_kl,
     outer_objective,
     over_tasks,
+    summed,
     through_adaptation,
 )
 from .trust_region import exploration, surrogate_gradient, trpo_step
@@ -49,12 +49,11 @@ def adam_step(
             some, some_query = rows_of((supports, query), rows)
             return surrogate_gradient(linearise(policy, theta, some, some_query, config), num_tasks)
 
-        both = ranks.total(reduce(torch.add, map_chunks(chunk, policy, own, config)))
-        value, gradient = both[-1].item(), both[:-1]
+        value, gradient = summed(map_chunks(chunk, policy, own, config))
         if config.e_maml:
             explored, slope = exploration(policy, theta, supports, query, config)
-            value, gradient = value + explored, gradient + slope
-        return value, gradient
+            return value.item() + explored, gradient + slope
+        return value.item(), gradient
 
     theta, optimiser_state, figures = adam_epochs(value_and_gradient, theta, optimiser_state, config.outer_lr)
     if not query.targets:  # an iteration on examples is so quick that this would take half of it

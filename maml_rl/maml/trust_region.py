@@ -1,6 +1,7 @@
 """Trust-region policy optimisation of the meta-objective, through the inner steps, with an exact metric."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .objective import (
     mean_and_gradient,
     outer_objective,
     over_tasks,
+    summed,
     surrogates,
     through_adaptation,
 )
@@ -36,8 +38,7 @@ def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
 
 def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> tuple[Tensor, Tensor]:
     """The surrogate averaged over tasks, a scalar, and its gradient in θ: through every inner step, (P,)."""
-    both = sum_over(chunks, lambda chunk: surrogate_gradient(chunk, num_tasks), threads)
-    return both[-1], both[:-1]
+    return summed(in_threads(lambda chunk: surrogate_gradient(chunk, num_tasks), chunks, threads))
 
 
 def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, threads: int | None = None) -> Tensor:
@@ -54,7 +55,7 @@ def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, thread
         scaled: Distribution = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
         return chunk.vjp(tree_map(lambda x: x * weight.view(*weight.shape, *[1] * (x.ndim - 2)), scaled))
 
-    return sum_over(chunks, product, threads)
+    return ranks.total(reduce(torch.add, in_threads(product, chunks, threads)))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -142,11 +143,3 @@ def exploration(
 
     data = (supports, exploration_credits(query))
     return mean_and_gradient(over_tasks(loss), policy, theta, data, config)
-
-
-def sum_over(chunks: list[Linearised], f: Callable[[Linearised], Tensor], threads: int | None = None) -> Tensor:
-    """Σ f(chunk), over the tasks of all ranks."""
-    total, *rest = in_threads(f, chunks, threads)
-    for part in rest:  # always in this order, so that rounding is the same
-        total = total + part
-    return ranks.total(total)

@@ -48,8 +48,7 @@ def collect_phase(
     """
     rollouts = collect_rollouts(env, actor, tasks, num_rollouts, seeds)
     rollouts = with_advantages(rollouts, config.discount, config.gae_lambda, config.normalise_advantages)
-    moved: Rollouts = tree_map(lambda x: x.to(device), rollouts)
-    return moved
+    return rollouts.to(device)
 
 
 def require_simulations(failed: int, num_rollouts: int, config: Config) -> None:

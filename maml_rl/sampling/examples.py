@@ -111,7 +111,4 @@ def predict(actor: Actor, inputs: Tensor, targets: Tensor, device: torch.device)
             failed=torch.zeros(losses.shape[:2], dtype=torch.bool),
             targets=(targets,),
         )
-    if device.type == "cpu":
-        return rollouts
-    moved: Rollouts = tree_map(lambda x: x.to(device), rollouts)
-    return moved
+    return rollouts.to(device)

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..policies import Distribution
 
@@ -43,6 +45,13 @@ class Rollouts(NamedTuple):
     def returns(self) -> Tensor:
         """Returns the undiscounted sums of rewards, averaged over the K rollouts, (M,)."""
         return self.rewards.sum(-1).mean(-1)
+
+    def to(self, device: torch.device) -> "Rollouts":
+        """Returns the rollouts, which are on the CPU, on a device."""
+        if device.type == "cpu":
+            return self  # iterations on examples are so short that copying the tree would take a part of them
+        moved: Rollouts = tree_map(lambda x: x.to(device), self)
+        return moved
 
 
 def supports_of(batches: Sequence[Rollouts]) -> list[Rollouts]:

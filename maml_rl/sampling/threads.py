@@ -64,10 +64,11 @@ def map_chunks(f: Callable[[nn.Module, slice], T], policy: nn.Module, num_tasks:
         What `f` returns for each chunk, in order.
     """
     size = config.chunk_tasks
-    if num_tasks <= size:
-        return in_threads(lambda rows: f(policy, rows), [slice(None)], config.threads)
     chunks = [
-        (copy.deepcopy(policy) if start else policy, slice(start, start + size))
+        (
+            copy.deepcopy(policy) if start else policy,
+            slice(start, start + size) if size < num_tasks else slice(None),
+        )
         for start in range(0, num_tasks, size)
     ]
     return in_threads(lambda chunk: f(*chunk), chunks, config.threads)
