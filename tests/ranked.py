@@ -1,6 +1,7 @@
 """Trains the runs that tests/test_ranks.py compares; each process that torchrun starts executes this file."""
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -58,6 +59,18 @@ def config_of(method, folder):
     return Config(run_dir=Path(folder) / method, **COMMON | METHODS[method])
 
 
-if __name__ == "__main__":
+def train_all(folder):
+    """Trains by each method, and keeps a copy of the checkpoint after the first iteration, `first.pt`."""
     for method in METHODS:
-        train(config_of(method, sys.argv[1]))
+        config = config_of(method, folder)
+        first = config.run_dir / "first.pt"
+
+        def keep(*_, config=config, first=first):
+            if os.environ.get("RANK", "0") == "0" and not first.exists():
+                shutil.copy(config.run_dir / "checkpoint.pt", first)
+
+        train(config, callbacks=[keep])
+
+
+if __name__ == "__main__":
+    train_all(sys.argv[1])

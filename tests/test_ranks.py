@@ -13,7 +13,7 @@ import ranked
 import torch
 from conftest import ROOT, scalars
 
-from maml_rl import ranks, train
+from maml_rl import ranks
 
 DOOMED = (
     *("-m", "maml_rl", "train", "--env-id", "ranked:tests/Doomed-v0", "--num-tasks", "5", "--num-rollouts", "4"),
@@ -43,16 +43,10 @@ def states(folder):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The runs of one process, and their parameters after one iteration."""
+    """The runs of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    first = {}
-    for method in ranked.METHODS:
-
-        def keep(*_, method=method):
-            first.setdefault(method, states(folder / method)["theta"])
-
-        train(ranked.config_of(method, folder), callbacks=[keep])
-    return folder, first
+    ranked.train_all(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("num_tasks", "num_ranks"), [(5, 1), (5, 2), (7, 3), (4, 4)])
@@ -71,19 +65,22 @@ def test_ranks_agree_with_one_process(num_ranks, alone, tmp_path):
     result = torchrun(tmp_path, num_ranks, ROOT / "tests/ranked.py", tmp_path)
     assert result.returncode == 0, result.stderr
     for method in ranked.METHODS:
-        ours, theirs = states(tmp_path / method), states(alone[0] / method)
+        after_first = [torch.load(folder / method / "first.pt", weights_only=True) for folder in (tmp_path, alone)]
+        first = [state["theta"] for state in after_first]
+        ours, theirs = states(tmp_path / method), states(alone / method)
         assert ours["env_steps"] == theirs["env_steps"]
         assert torch.equal(ours["untrained"], theirs["untrained"])
+        assert (first[0] - first[1]).norm() < 1e-5 * (first[1] - theirs["untrained"]).norm(), method
         change = theirs["theta"] - theirs["untrained"]
         assert (ours["theta"] - theirs["theta"]).norm() < 0.01 * change.norm(), method
         evaluations = [
-            json.loads((folder / method / "evaluation.json").read_text()) for folder in (tmp_path, alone[0])
+            json.loads((folder / method / "evaluation.json").read_text()) for folder in (tmp_path, alone)
         ]
         assert evaluations[0]["tasks"] == evaluations[1]["tasks"]
         untrained = [evaluation["methods"]["random"] for evaluation in evaluations]
         np.testing.assert_allclose(untrained[0]["returns"], untrained[1]["returns"], rtol=1e-4)
         assert untrained[0]["env_steps"] == untrained[1]["env_steps"]
-        curves = [scalars(folder / method) for folder in (tmp_path, alone[0])]
+        curves = [scalars(folder / method) for folder in (tmp_path, alone)]
         assert curves[0].keys() == curves[1].keys()
         for tag, points in curves[0].items():
             if not tag.startswith("time/"):

@@ -31,7 +31,7 @@ class Linearised(NamedTuple):
         query: The tasks' query rollouts, (m, K, H, ...).
         outputs: The adapted policies' distributions at the query observations, of tensors (m, K·H, ...).
         jvp: v ↦ J v, from (P,) to tensors like `outputs`.
-        vjp: u ↦ Jᵀ u, from tensors like `outputs` to (P,).
+        vjp: u ↦ Jᵀ u, from tensors like `outputs` to (P,), which the sum over tasks may make float64.
     """
 
     query: Rollouts

@@ -92,7 +92,7 @@ def linearise(
         cotangents = join(policy, layers_vjp(at_query, output_bar)[0], [*log_std_bar, *network_bar])
         for _, step_vjp in reversed(steps):
             cotangents = step_vjp(cotangents)
-        return cotangents.sum(0)
+        return cotangents.sum(0, dtype=torch.float64)
 
     return policies, jvp, vjp
 

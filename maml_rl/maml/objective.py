@@ -122,10 +122,11 @@ def exploration_credits(query: Rollouts) -> Tensor:
     Args:
         query: The rollouts of the adapted policies, (M, K, H, ...).
     """
-    returns = query.returns()
+    returns = query.returns().double()
     everything, num_tasks = ranks.total(torch.stack([returns.sum(), returns.new_tensor(len(returns))]))
     others = (everything - returns) / (num_tasks - 1).clamp(min=1)
-    credits = (returns - others) / (query.mask.sum((1, 2)) / query.mask.shape[1] * query.advantage_scale)
+    unit = query.mask.sum((1, 2)) / query.mask.shape[1] * query.advantage_scale
+    credits = (returns - others).to(unit) / unit
     return torch.where(query.advantages.flatten(1).any(1), credits, 0.0)
 
 
@@ -178,25 +179,20 @@ def means(
     """The means over tasks of figures (m,), without derivatives. Arguments as in `mean_and_gradient`."""
 
     @torch.no_grad()  # which holds for one thread
-    def chunk(policy: nn.Module, rows: slice) -> tuple[Tensor, ...]:
-        return figures(policy, theta, *rows_of(data, rows))
+    def chunk(policy: nn.Module, rows: slice) -> Tensor:
+        return torch.stack(figures(policy, theta, *rows_of(data, rows))).sum(1, dtype=torch.float64)
 
     own = len(tree_leaves(data)[0])
-    parts = zip(*map_chunks(chunk, policy, own, config), strict=True)
-    sums = ranks.total(torch.stack([torch.cat(part).sum() for part in parts]))
-    return (sums / ranks.all_tasks(own, config)).tolist()
+    return (summed(map_chunks(chunk, policy, own, config)) / ranks.all_tasks(own, config)).tolist()
 
 
-def summed(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sum over chunks and ranks of gradients, each with its value at the end, (P + 1,).
+def summed(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over chunks and ranks of tensors of one shape, in float64.
 
-    Chunks are added in order, so that rounding is always the same.
-
-    Returns:
-        The value, a scalar, and the gradient, (P,).
+    Chunks are added in order, so that rounding is always the same. In float64, the split of the tasks among ranks
+    makes next to no difference.
     """
-    both = ranks.total(reduce(torch.add, parts))
-    return both[-1], both[:-1]
+    return ranks.total(reduce(torch.add, [part.double() for part in parts]))
 
 
 def mean_and_gradient(
@@ -222,5 +218,5 @@ def mean_and_gradient(
         part = losses(policy, leaf, *rows_of(data, rows)).sum() / num_tasks
         return torch.cat([torch.autograd.grad(part, leaf)[0], part.detach().unsqueeze(0)])
 
-    value, gradient = summed(map_chunks(chunk, policy, own, config))
-    return value.item(), gradient
+    both = summed(map_chunks(chunk, policy, own, config))
+    return both[-1].item(), both[:-1]

@@ -49,11 +49,12 @@ def adam_step(
             some, some_query = rows_of((supports, query), rows)
             return surrogate_gradient(linearise(policy, theta, some, some_query, config), num_tasks)
 
-        value, gradient = summed(map_chunks(chunk, policy, own, config))
+        both = summed(map_chunks(chunk, policy, own, config))
+        value, gradient = both[-1].item(), both[:-1]
         if config.e_maml:
             explored, slope = exploration(policy, theta, supports, query, config)
-            return value.item() + explored, gradient + slope
-        return value.item(), gradient
+            return value + explored, gradient + slope
+        return value, gradient
 
     theta, optimiser_state, figures = adam_epochs(value_and_gradient, theta, optimiser_state, config.outer_lr)
     if not query.targets:  # an iteration on examples is so quick that this would take half of it
@@ -112,11 +113,10 @@ def reptile_step(
             return through_adaptation(policy, theta, supports, config)[0]
 
         thetas: Tensor = vmap(adapted)(rows_of(supports, rows))
-        return thetas
+        return (thetas - theta).sum(0, dtype=torch.float64)
 
     own = len(batches[0].mask)
-    moved = (torch.cat(map_chunks(chunk, policy, own, config)) - theta).sum(0)
-    direction = ranks.total(moved) / ranks.all_tasks(own, config)
+    direction = (summed(map_chunks(chunk, policy, own, config)) / ranks.all_tasks(own, config)).to(theta)
     return theta + config.outer_lr * direction, optimiser_state, {"gradient_norm": direction.norm().item()}
 
 
@@ -153,7 +153,8 @@ def adam_epochs(
         optimizer.load_state_dict(copy.deepcopy(optimiser_state))
     figures: dict[str, float] = {}
     for _ in range(epochs):
-        value, theta.grad = value_and_gradient(theta)
+        value, gradient = value_and_gradient(theta)
+        theta.grad = gradient.to(theta)
         figures = figures or {"surrogate_before": value, "gradient_norm": theta.grad.norm().item()}
         optimizer.step()
     theta.grad = None

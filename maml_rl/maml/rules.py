@@ -90,7 +90,7 @@ def set_scales(network: Tensor, num_inputs: int, inputs: Callable[[], Tensor]) -
     """
     shift, factor = network[: 2 * num_inputs].view(2, num_inputs)
     if not factor.any():
-        of_batch = inputs()
+        of_batch = inputs().double()
         number = ranks.total(torch.tensor(float(len(of_batch)), device=of_batch.device))
         mean = ranks.total(of_batch.sum(0)) / number
         std = (ranks.total((of_batch - mean).square().sum(0)) / number).sqrt()

@@ -1,7 +1,6 @@
 """Trust-region policy optimisation of the meta-objective, through the inner steps, with an exact metric."""
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
     """A chunk's part of the gradient of the surrogate averaged over tasks, and then of its value, (P + 1,)."""
 
     def outer_loss(outputs: Distribution) -> Tensor:
-        return surrogates(outputs, chunk.query).sum() / num_tasks
+        return surrogates(outputs, chunk.query).sum(dtype=torch.float64) / num_tasks
 
     slope, value = torch.func.grad_and_value(outer_loss)(chunk.outputs)
     return torch.cat([chunk.vjp(slope), value.unsqueeze(0)])
@@ -38,7 +37,8 @@ def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
 
 def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> tuple[Tensor, Tensor]:
     """The surrogate averaged over tasks, a scalar, and its gradient in θ: through every inner step, (P,)."""
-    return summed(in_threads(lambda chunk: surrogate_gradient(chunk, num_tasks), chunks, threads))
+    both = summed(in_threads(lambda chunk: surrogate_gradient(chunk, num_tasks), chunks, threads))
+    return both[-1], both[:-1]
 
 
 def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, threads: int | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, thread
         scaled: Distribution = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
         return chunk.vjp(tree_map(lambda x: x * weight.view(*weight.shape, *[1] * (x.ndim - 2)), scaled))
 
-    return ranks.total(reduce(torch.add, in_threads(product, chunks, threads)))
+    return summed(in_threads(product, chunks, threads))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -114,14 +114,14 @@ def trpo_step(
         "accepted": 0.0,
     }
     step, image = conjugate_gradient(
-        lambda v: kl_product(chunks, v, num_tasks, config.threads) + config.cg_damping * v,
+        lambda v: kl_product(chunks, v.to(theta), num_tasks, config.threads) + config.cg_damping * v,
         -gradient,
         config.cg_iterations,
     )
     curvature = (step @ image).item()
     if not (0 < curvature < float("inf")):
         return theta, optimiser_state, figures
-    step = (2 * config.max_kl / curvature) ** 0.5 * step
+    step = ((2 * config.max_kl / curvature) ** 0.5 * step).to(theta)
     for tried in range(1, config.line_search_steps + 1):
         candidate = theta + step
         after, kl = outer_objective(policy, candidate, supports, query, config)
