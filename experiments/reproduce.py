@@ -7,13 +7,15 @@ training.json: the commit, what it took, and its learning curve.
 import dataclasses
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ant_dir
 import ant_vel
 import glyphs
 import half_cheetah_dir
 import half_cheetah_vel
+import metaworld_ml1
+import metaworld_ml10
 import navigation_2d
 import sinusoid
 import sparse_navigation_2d
@@ -26,20 +28,28 @@ from maml_rl.cli import run
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_config
 
+PLAIN: dict[str, Any] = {"learn_lr": "no", "max_kl": Config.max_kl}
 # What a family's methods have in common is plain MAML. Some scripts train another method by default.
 BASES = {
-    "navigation_2d": dataclasses.replace(navigation_2d.CONFIG, learn_lr="no", max_kl=Config.max_kl),
+    "navigation_2d": dataclasses.replace(navigation_2d.CONFIG, **PLAIN),
     "sparse_navigation_2d": sparse_navigation_2d.CONFIG,
     "half_cheetah_vel": dataclasses.replace(half_cheetah_vel.CONFIG, learn_lr="no"),
     "half_cheetah_dir": half_cheetah_dir.CONFIG,
     "ant_vel": ant_vel.CONFIG,
     "ant_dir": ant_dir.CONFIG,
+    "ml1_reach": dataclasses.replace(metaworld_ml1.CONFIG, **PLAIN),
+    "ml1_push": dataclasses.replace(metaworld_ml1.CONFIG, **PLAIN, env_kwargs={"task_name": "push-v3"}),
+    "ml1_pick_place": dataclasses.replace(
+        metaworld_ml1.CONFIG, **PLAIN, env_kwargs={"task_name": "pick-place-v3"}
+    ),
+    "ml10": dataclasses.replace(metaworld_ml10.CONFIG, **PLAIN),
     "sinusoid": sinusoid.CONFIG,
     "glyphs_5_ways_1_shot": glyphs.CONFIG,
     "glyphs_5_ways_5_shots": glyphs.options(num_ways=5, num_shots=5, num_tasks=8),
     "glyphs_20_ways_1_shot": glyphs.options(num_ways=20, num_shots=1, num_tasks=16),
 }
 FEW_SHOT = [family for family in BASES if family.startswith("glyphs")]
+META_WORLD = [family for family in BASES if family.startswith("ml")]
 PRETRAIN = {"num_steps": 0}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
 RL2 = {
@@ -52,6 +62,15 @@ RL2 = {
     "num_tasks": 40,
     "num_rollouts": 4,
     "eval_num_steps": 60,
+}
+# It remembers the ten episodes that other methods adapt on, with the recurrent network of metaworld-algorithms.
+RL2_OF_TEN = {
+    **RL2,
+    "rl2_episodes": 10,
+    "hidden_sizes": (256,),
+    "num_tasks": 10,
+    "num_rollouts": 2,
+    "eval_num_steps": 10,
 }
 # Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
 METHODS: dict[str, dict[str, dict[str, object]]] = {
@@ -91,6 +110,15 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
         }
         for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir")
+    },
+    **{
+        family: {
+            "maml": {},
+            "learned_step": {"learn_lr": "task", "max_kl": 0.05},
+            "pretrain": PRETRAIN,
+            "rl2": RL2_OF_TEN,
+        }
+        for family in META_WORLD
     },
     "sinusoid": {
         "maml": {},
