@@ -11,13 +11,13 @@ import glyphs
 
 from maml_rl.cli import run_experiment
 
+CONFIG = dataclasses.replace(
+    glyphs.CONFIG,
+    env_id="maml_rl/Omniglot-v0",
+    run_dir=Path("runs/omniglot"),
+    iterations=60_000,
+    hidden_sizes=(64,),
+)
+
 if __name__ == "__main__":
-    run_experiment(
-        dataclasses.replace(
-            glyphs.CONFIG,
-            env_id="maml_rl/Omniglot-v0",
-            run_dir=Path("runs/omniglot"),
-            iterations=60_000,
-            hidden_sizes=(64,),
-        )
-    )
+    run_experiment(CONFIG)

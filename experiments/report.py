@@ -26,7 +26,8 @@ from reproduce import BASES, FEW_SHOT, METHODS
 from torch import nn
 
 from maml_rl import Config
-from maml_rl.cli import run, table
+from maml_rl.cli import run
+from maml_rl.commands import table
 from maml_rl.results import published
 from maml_rl.results.comparison import Curves, by_method, comparison_figure, comparison_table, label, load_runs
 from maml_rl.results.plots import rollouts_figure, write_figure

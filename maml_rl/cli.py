@@ -1,17 +1,22 @@
-"""The command line: `maml-rl train | evaluate | compare | render | families`, and the experiment scripts."""
+"""The front of the command line, the commands that train, and the experiment scripts."""
 
+import ast
 import dataclasses
+import importlib.util
 import json
 import os
+import runpy
 import shlex
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
+from .commands import add_working_folder, compare, evaluate, families, render, table
 from .config import Config
 from .errors import UserError
 from .process import end_process, exit_code, interrupts, prepare_process, tune_process
@@ -20,7 +25,7 @@ from .process import end_process, exit_code, interrupts, prepare_process, tune_p
 def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     """Meta-trains on a task family, evaluates on held-out tasks, and writes everything into the run folder."""
     tune_process()
-    _add_working_folder()
+    add_working_folder()
     from .training import train as meta_train  # imported late, because torch takes seconds
 
     run_dir = config.run_dir.absolute()  # an environment may change the working folder
@@ -46,163 +51,93 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     )
 
 
-def evaluate(
-    run_dir: tyro.conf.Positional[Path],
-    num_steps: int | None = None,
-    num_tasks: int | None = None,
-    num_rollouts: int | None = None,
-    seed: int | None = None,
-    tasks: Path | None = None,
-    output: Path | None = None,
-    trust: bool = False,
-) -> None:
-    """Evaluates a run on held-out tasks, and prints the returns. The run folder is not changed.
+def sweep(
+    experiment: str | None = None,
+    seeds: int = 3,
+    jobs: int | None = None,
+    run_dir: Path = Path("runs/sweep"),
+) -> Callable[[list[str]], None]:
+    """Trains every combination of options with several seeds, several runs at once, and compares them.
+
+    Any option of `train` can follow, with one or more values: `--inner-lr 0.05 0.1`. Finished runs are not trained
+    again, and stopped ones go on. Each run has a folder and a log of its own.
 
     Args:
-        run_dir: The run folder.
-        num_steps: S, adaptation steps. By default as in the run's options, like the next three.
-        num_tasks: Held-out tasks.
-        num_rollouts: K, rollouts of a task before and after each step.
-        seed: Seed of the held-out tasks and rollouts.
-        tasks: A .npy file with your own tasks, one per row, instead of held-out ones.
-        output: A folder for evaluation.json and adaptation.png. By default, nothing is written. If it is the run
-            folder, these files replace the run's own.
-        trust: Import the module that registers the run's family, if its config.json names one.
+        experiment: An experiment whose options are the defaults. `maml-rl experiment` lists them.
+        seeds: The number of seeds of each combination, from 1 on.
+        jobs: The number of runs at once, which share the cores. By default one per core.
+        run_dir: The folder of all runs. The picture comparison.png is written there.
+
+    Returns:
+        A function of the options that follow, which does it.
     """
+    return partial(_sweep, experiment, seeds, jobs, run_dir)
+
+
+def _sweep(experiment: str | None, seeds: int, jobs: int | None, run_dir: Path, words: list[str]) -> None:
     tune_process()
-    from .results.plots import write_results
-    from .runs.evaluation import evaluate as evaluate_run
+    add_working_folder()
+    from .envs import num_cores
+    from .sweep import planned, run_all
 
-    if trust:
-        _add_working_folder()
-    if output is not None:
-        output = output.absolute()  # an environment may change the working folder
-    results = evaluate_run(
-        run_dir,
-        tasks=None if tasks is None else _array(tasks),
-        num_steps=num_steps,
-        num_tasks=num_tasks,
-        num_rollouts=num_rollouts,
-        seed=seed,
-        trust=trust,
-    )
-    if output is not None:
-        write_results(output, results)
-    print(table(results, every_step=num_steps is not None))
-    if output is not None:
-        print(f"picture      {output / 'adaptation.png'}")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs is {jobs}, but must be at least 1.")
+    defaults = Config() if experiment is None else _defaults_of(experiment)
+    program = ["train"] if experiment is None else ["experiment", experiment]
+    plans = planned(words, program, lambda arguments: _options(arguments, defaults), run_dir, seeds)
+    try:
+        failed = run_all(plans, min(jobs or num_cores(), len(plans)))
+    except KeyboardInterrupt:
+        print("\nThe runs have written their checkpoints; the same command continues them.", file=sys.stderr)
+        raise
+    if finished := tuple(plan.config.run_dir for plan in plans if plan not in failed):
+        compare(finished, picture=run_dir / "comparison.png")
+    if failed:
+        logs = ", ".join(str(plan.log) for plan in failed)
+        raise UserError(
+            f"{len(failed)} of {len(plans)} runs failed; their logs say why: {logs}. The same command goes on."
+        )
 
 
-def render(
-    run_dir: tyro.conf.Positional[Path],
-    num_tasks: int = 2,
-    num_steps: int | None = None,
-    seed: int | None = None,
-    trust: bool = False,
-) -> None:
-    """Films held-out tasks before and after adaptation, side by side, as adaptation.mp4 and for TensorBoard.
+def experiment(name: str | None = None) -> None:
+    """Runs an experiment by its name, with any options of `train` after it, or lists the experiments."""
+    if name is None:
+        for path in sorted(_experiments().values()):
+            print(f"{path.stem:<24}{(ast.get_docstring(ast.parse(path.read_text())) or '').splitlines()[0]}")
+        return
+    script = _script(name)
+    sys.argv = [str(script), *sys.argv[3:]]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
 
-    Args:
-        run_dir: The run folder.
-        num_tasks: Number of held-out tasks to show, one per row.
-        num_steps: S, adaptation steps. By default as in the run's options.
-        seed: Seed of the held-out tasks and rollouts. By default as in the run's options.
-        trust: Import the module that registers the run's family, if its config.json names one.
+
+def _experiments() -> dict[str, Path]:
+    """The scripts of the experiments that train, by name."""
+    spec = importlib.util.find_spec("maml_rl.experiments")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    scripts = [path for folder in folders for path in Path(folder).glob("*.py")]
+    return {path.stem: path for path in scripts if "run_experiment(CONFIG)" in path.read_text()}
+
+
+def _script(name: str) -> Path:
+    """The script of an experiment.
+
+    Raises:
+        UserError: If there is no such experiment.
     """
-    tune_process()
-    from .results.video import adaptation_video, add_video, write_video
-    from .runs.folder import load_run
-    from .runs.tensorboard import event_writer
-
-    if num_tasks < 1:
-        raise UserError(f"num_tasks is {num_tasks}, but must be at least 1.")
-    if trust:
-        _add_working_folder()
-    run_dir = run_dir.absolute()  # an environment may change the working folder
-    config, policy, state = load_run(run_dir, trust=trust)
-    config = dataclasses.replace(
-        config,
-        eval_num_steps=config.eval_num_steps if num_steps is None else num_steps,
-        eval_seed=config.eval_seed if seed is None else seed,
-    )
-    frames, fps = adaptation_video(policy, config, num_tasks)
-    write_video(run_dir / "adaptation.mp4", frames, fps)
-    writer = event_writer(run_dir)
-    add_video(writer, "eval/video", frames, fps, state.env_steps)
-    writer.close()
-    print(f"video        {run_dir / 'adaptation.mp4'}")
+    scripts = _experiments()
+    if name not in scripts:
+        raise UserError(f"There is no experiment {name!r}; choose one of {', '.join(sorted(scripts))}.")
+    return scripts[name]
 
 
-def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Path("comparison.png")) -> None:
-    """Compares finished runs of one family: prints a table of methods over their seeds, and draws their curves.
-
-    Args:
-        run_dirs: Any number of run folders. Runs whose options differ only in the seed are one method.
-        picture: Where to write the picture.
-    """
-    from .results.comparison import by_method, comparison_figure, comparison_table, interval_words, load_runs
-    from .results.plots import write_figure
-
-    runs = load_runs(run_dirs)
-    env_id, methods = runs[0][1].env_id, by_method(runs)
-    write_figure(picture, comparison_figure(env_id, methods))
-    print(comparison_table(env_id, methods))
-    print(
-        f"\nReturns are interquartile means over tasks and seeds with their {interval_words(methods)}. In each "
-        "column, methods have seen at most the same number of episodes of a task. Gain: the last column of "
-        "returns minus the first. Score: (method - random) / (oracle - random), of means; random is the untrained "
-        "policy of plain MAML, or of the first method in the alphabet."
-    )
-    print(f"picture      {picture}")
-
-
-def families() -> None:
-    """Lists the registered task families with their spaces and horizons."""
-    import gymnasium
-
-    from .envs import families as registered
-    from .envs import in_words
-
-    for env_id in registered():
-        print(env_id)
-        try:
-            env: Any = gymnasium.make(env_id)
-        except ValueError as error:  # it needs files that are not there
-            print(f"  {error}")
-            continue
-        print(f"  task         {in_words(env.unwrapped.task_space)}")
-        print(f"  observation  {in_words(env.observation_space)}")
-        print(f"  action       {in_words(env.action_space)}")
-        print(f"  horizon      {env.spec.max_episode_steps}")
-        env.close()
-
-
-def table(results: dict[str, Any], every_step: bool = False) -> str:
-    """Returns a table of mean returns with 95% intervals: methods in rows, numbers of steps in columns.
-
-    Args:
-        results: As `evaluate` returns them.
-        every_step: Show all columns, also if there are many.
-    """
-    from .results.plots import describe_tasks
-
-    last = results["num_steps"]
-    shown = [k for k in range(last + 1) if every_step or k in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, last)]
-    unit = results["unit"]
-    head = "".join(f"{k:>14} {unit}{'s' if k != 1 else ' '}".rjust(21) for k in shown)
-    rows = []
-    for title, prefix in (("return after", ""), ("success", "success_")):
-        curves = {name: curve for name, curve in results["methods"].items() if prefix + "mean" in curve}
-        rows += [f"{title:<12}{head}"] * bool(curves)
-        for method, curve in curves.items():
-            cells = (
-                f"{curve[prefix + 'mean'][k]:>12.2f} ± {high - curve[prefix + 'mean'][k]:<6.2f}"
-                for k, (_, high) in enumerate(curve[prefix + "ci95"])
-                if k in shown
-            )
-            rows.append(f"{method:<12}" + "".join(cells))
-    rows.append(f"mean ± 95% interval over {describe_tasks(results)}")
-    return "\n".join(rows)
+def _defaults_of(name: str) -> Config:
+    """The options of an experiment."""
+    script = _script(name)
+    sys.path.insert(0, str(script.parent))
+    config = runpy.run_path(str(script))["CONFIG"]
+    assert isinstance(config, Config)
+    return config
 
 
 def run_experiment(defaults: Config) -> NoReturn:
@@ -234,6 +169,8 @@ def main() -> NoReturn:
     """The command `maml-rl`."""
     commands: dict[str, Callable[..., None]] = {
         "train": train,
+        "experiment": experiment,
+        "sweep": sweep,
         "evaluate": evaluate,
         "compare": compare,
         "render": render,
@@ -243,6 +180,11 @@ def main() -> NoReturn:
     def command() -> None:
         if sys.argv[1:2] == ["train"]:
             train(_options(sys.argv[2:], Config()))
+        elif sys.argv[1:2] == ["sweep"]:
+            start, words = tyro.cli(sweep, args=sys.argv[2:], prog="maml-rl sweep", return_unknown_args=True)
+            start(words)
+        elif sys.argv[1:2] == ["experiment"] and sys.argv[2:3] and not sys.argv[2].startswith("-"):
+            experiment(sys.argv[2])
         else:
             tyro.extras.subcommand_cli_from_dict(commands, description="Meta-reinforcement learning.")
 
@@ -282,28 +224,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Returns whether memory ran out. Torch raises its own error on a GPU, and a RuntimeError on a CPU."""
     on_gpu = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, MemoryError) or on_gpu or "can't allocate memory" in str(error)
-
-
-def _add_working_folder() -> None:
-    """Lets `--env-id my_family:id` find my_family.py in the working folder.
-
-    The folder comes last, so that its files do not hide installed modules.
-    """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-
-
-def _array(path: Path) -> Any:
-    """Loads the array in a .npy file. Files with pickled objects are refused."""
-    import numpy as np
-
-    try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it holds several arrays")
-        return array
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no .npy file of tasks ({error}); save an array with numpy.save.") from error
 
 
 def _fail(sentence: str) -> NoReturn:

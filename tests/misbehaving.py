@@ -28,6 +28,8 @@ class MisbehavingVectorEnv(Navigation2DVectorEnv):
         type(self).resets += 1
         if any(map(self.misbehaves, ("SIGKILL", "SIGINT", "SIGTERM", "SIGHUP"))):
             os.kill(os.getpid(), getattr(signal, os.environ["MISBEHAVE"]))
+        if self.misbehaves("parent"):
+            os.kill(os.getppid(), signal.SIGTERM)
         return super().reset(**kwargs)
 
     def misbehaves(self, how):

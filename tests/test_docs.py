@@ -18,6 +18,7 @@ from maml_rl.envs import check_family
 
 from maml_rl import cli
 from maml_rl.runs.folder import save_config
+from maml_rl.sweep import combinations
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -148,10 +149,14 @@ def test_commands_parse(line, registry, monkeypatch, tmp_path):
     def subcommands(functions, *args, **kwargs):
         return real_subcommands({name: idle(f) for name, f in functions.items()}, *args, **kwargs)
 
+    def parsed(arguments):
+        return cli._options(arguments, cli.Config())
+
     real_cli, real_subcommands = tyro.cli, tyro.extras.subcommand_cli_from_dict
     monkeypatch.setattr(tyro, "cli", real_cli if script is None else cli_of)
     monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", subcommands)
     monkeypatch.setattr(cli, "train", idle(cli.train))
+    monkeypatch.setattr(cli, "_sweep", lambda *options: [parsed(w) for w in combinations(options[-1]).values()])
     monkeypatch.setattr("maml_rl.cli.tune_process", lambda: None, raising=False)
     monkeypatch.setattr(sys, "argv", [str(script or "maml-rl"), *words])
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -210,7 +215,18 @@ def test_families_named_are_the_registered_ones():
 
 def test_options_named_exist():
     known = {name.replace("_", "-") for name in cli.Config.__dataclass_fields__}
-    of_commands = {"trust", "tasks", "picture", "output", "help", "num-tasks", "num-rollouts"}
+    of_commands = {
+        "seeds",
+        "jobs",
+        "experiment",
+        "trust",
+        "tasks",
+        "picture",
+        "output",
+        "help",
+        "num-tasks",
+        "num-rollouts",
+    }
     of_scripts = {"families", "methods", "parts", "seeds", "root", "batches", "repetitions", "sizes", "horizon"}
     of_tools = {"logdir", "directory", "name", "nproc-per-node", "nnodes", "max-restarts"}
     of_tools |= {"rdzv-backend", "rdzv-endpoint", "rdzv-id", "nodes", "ntasks-per-node", "cpus-per-task", "signal"}

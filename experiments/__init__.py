@@ -1,0 +1,1 @@
+"""Scripts that `maml-rl experiment NAME` runs. They import each other by their own names."""
