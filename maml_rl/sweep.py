@@ -41,9 +41,9 @@ class Planned(NamedTuple):
 def combinations(arguments: Sequence[str]) -> dict[str, list[str]]:
     """The command lines of all combinations of the values in a command line, by a name for each.
 
-    An option of one value may have several here. If it is repeated, the last ones count. An option that takes several
-    words, such as `--hidden-sizes 64 64`, may be repeated, and so may a flag and its opposite. The name has the
-    options that differ between the combinations.
+    An option of one value may have several here. If it is repeated, the last ones count. An option that takes
+    several words, such as `--hidden-sizes 64 64`, may be repeated, and so may a flag and its opposite. The name
+    has the options that differ between the combinations.
     """
     defaults = Config().options()
     choices: dict[str, list[list[str]]] = {}
