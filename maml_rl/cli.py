@@ -167,7 +167,7 @@ def _options(arguments: list[str], defaults: Config) -> Config:
 
 def main() -> NoReturn:
     """The command `maml-rl`."""
-    commands: dict[str, Callable[..., None]] = {
+    commands: dict[str, Callable[..., object]] = {
         "train": train,
         "experiment": experiment,
         "sweep": sweep,
