@@ -29,7 +29,15 @@ from maml_rl import Config
 from maml_rl.cli import run
 from maml_rl.commands import table
 from maml_rl.results import published
-from maml_rl.results.comparison import Curves, by_method, comparison_figure, comparison_table, label, load_runs
+from maml_rl.results.comparison import (
+    Curves,
+    as_markdown,
+    by_method,
+    comparison_figure,
+    comparison_table,
+    label,
+    load_runs,
+)
 from maml_rl.results.plots import rollouts_figure, write_figure
 from maml_rl.results.video import adaptation_video
 from maml_rl.runs.evaluation import held_out
@@ -57,11 +65,6 @@ def records_of(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     """The training.json of each run that has one."""
     paths = {folder: folder / "training.json" for folder in folders}
     return {folder: json.loads(path.read_text()) for folder, path in paths.items() if path.exists()}
-
-
-def as_markdown(rows: list[list[str]]) -> str:
-    """A table, its head first."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 def summary_table(root: Path = RESULTS) -> str:

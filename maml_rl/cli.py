@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from .commands import add_working_folder, compare, evaluate, families, render, table
+from .commands import add_working_folder, compare, evaluate, families, render, report, table
 from .config import Config
 from .errors import UserError
 from .process import end_process, exit_code, interrupts, prepare_process, tune_process
@@ -173,6 +173,7 @@ def main() -> NoReturn:
         "sweep": sweep,
         "evaluate": evaluate,
         "compare": compare,
+        "report": report,
         "render": render,
         "families": families,
     }

@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `maml-rl evaluate | compare | render | families`."""
+"""The commands that read finished runs, and the list of families."""
 
 import dataclasses
 import os
@@ -120,6 +120,22 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
         "policy of plain MAML, or of the first method in the alphabet."
     )
     print(f"picture      {picture}")
+
+
+def report(run_dirs: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("report.html")) -> None:
+    """Writes a page about finished runs of any families: tables, curves, options, pictures and films in one file.
+
+    Args:
+        run_dirs: Any number of run folders.
+        output: Where to write the page.
+    """
+    from .results.report import report as page
+    from .runs.files import write_atomically
+
+    if not run_dirs:
+        raise UserError("There is nothing to report on; give the folders of at least one run.")
+    write_atomically(output, page(run_dirs).encode())
+    print(f"page         {output}")
 
 
 def families() -> None:

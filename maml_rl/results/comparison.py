@@ -19,6 +19,10 @@ from . import published
 _RESAMPLES, _BATCH = 2000, 100
 
 
+# A run's folder, options and evaluation.
+Run = tuple[Path, Config, dict[str, Any]]
+
+
 class Curves(NamedTuple):
     """The results of one method's runs on their held-out tasks.
 
@@ -42,7 +46,7 @@ def label(config: Config) -> str:
     return method_of(config).label if config.iterations else "scratch"
 
 
-def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any]]]:
+def load_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads config.json and evaluation.json of runs.
 
     Raises:
@@ -83,21 +87,20 @@ def load_runs(folders: Sequence[Path]) -> list[tuple[Path, Config, dict[str, Any
     return runs
 
 
-def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curves]:
-    """Returns the curves of each method over its seeds, in the given order, and those of an untrained policy.
+def groups(runs: list[Run]) -> dict[str, list[Run]]:
+    """Returns the runs of each method, in the given order, by a name for it.
 
-    If methods have the same name, the options in which they differ are added to it. "random" is the untrained
-    policy of plain MAML, or if that is not compared, of the first method in the alphabet that has inner steps.
+    If methods have the same name, the options in which they differ are added to it.
 
     Raises:
         UserError: If two runs have the same method and the same seed.
     """
-    groups: dict[tuple[str, str], list[tuple[Path, Config, dict[str, Any]]]] = {}
+    alike: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         key = json.dumps(run[1].options("method"), default=str)
-        groups.setdefault((label(run[1]), key), []).append(run)
-    methods = {}
-    for (short, _), group in groups.items():
+        alike.setdefault((label(run[1]), key), []).append(run)
+    found = {}
+    for (short, _), group in alike.items():
         seeds: dict[int, Path] = {}
         for folder, config, _ in group:
             if config.seed in seeds:
@@ -105,18 +108,40 @@ def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curv
                     f"{seeds[config.seed]} and {folder} are the same method with the same seed; leave one out."
                 )
             seeds[config.seed] = folder
-        alike = [other[0][1].options("method") for (name, _), other in groups.items() if name == short]
-        differing = [
-            f"{name}={value}"
-            for name, value in group[0][1].options("method").items()
-            if len({str(options[name]) for options in alike}) > 1
-        ]
-        title = short + (f" ({', '.join(differing)})" if differing else "")
-        methods[title] = _curves(group, curve_name(group[0][1]))
+        others = [other[0][1] for (name, _), other in alike.items() if name == short]
+        own = group[0][1].options("method")
+        differing = [f"{name}={own[name]}" for name in differing_options(others)]
+        found[short + (f" ({', '.join(differing)})" if differing else "")] = group
+    return found
+
+
+def differing_options(configs: list[Config]) -> list[str]:
+    """Returns the names of the method's options in which runs differ."""
+    return [
+        name
+        for name in configs[0].options("method")
+        if len({str(config.options("method")[name]) for config in configs}) > 1
+    ]
+
+
+def by_method(runs: list[Run]) -> dict[str, Curves]:
+    """Returns the curves of each method over its seeds, as `groups` names them, and those of an untrained policy.
+
+    "random" is the untrained policy of plain MAML, or if that is not compared, of the first method in the alphabet
+    that has inner steps.
+    """
+    named = groups(runs)
+    methods = {name: _curves(group, curve_name(group[0][1])) for name, group in named.items()}
     # The untrained policy of one method, whose choice must not depend on the order of the folders.
     with_random = {
-        (method_of(group[0][1]).unit != "step", name != "maml", name, options): group
-        for (name, options), group in groups.items()
+        (
+            method_of(config).unit != "step",
+            label(config) != "maml",
+            label(config),
+            str(config.options("method")),
+        ): group
+        for group in named.values()
+        for _, config, _ in group[:1]
         if all("random" in run[2]["methods"] for run in group)
     }
     if with_random:
@@ -124,7 +149,7 @@ def by_method(runs: list[tuple[Path, Config, dict[str, Any]]]) -> dict[str, Curv
     return methods
 
 
-def _curves(group: list[tuple[Path, Config, dict[str, Any]]], method: str) -> Curves:
+def _curves(group: list[Run], method: str) -> Curves:
     curves = [results["methods"][method] for _, _, results in group]
     shortest = min(len(curve["mean"]) for curve in curves)
     config, num_rollouts = group[0][1], group[0][2]["num_rollouts"]
@@ -174,8 +199,8 @@ def at_episodes(curves: Curves, episodes: Array) -> Array:
     return np.searchsorted(curves.episodes, episodes, side="right") - 1
 
 
-def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
-    """Returns a Markdown table, one row per method.
+def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
+    """Returns the rows of a table, its head first and then one per method.
 
     In each column, methods have seen at most the same number of episodes of a task.
 
@@ -190,7 +215,6 @@ def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
     scored = {"oracle", "random"} <= means.keys()
     steps = [f"{k} step{'s' * (k != 1)}" for k in range(len(columns))]
     rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
-    rows.append(["---"] * len(rows[0]))
     for name, curves in methods.items():
         middle, interval = curves.middle, curves.interval
         cells = [f"{middle[i]:.2f} [{interval[i, 0]:.2f}, {interval[i, 1]:.2f}]" for i in at[name]]
@@ -205,7 +229,17 @@ def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
         cells = ["MAML as published (means)", "", *(f"{x:.2f}" for x in maml), f"{maml[-1] - maml[0]:.2f}"]
         scores = published.score(paper["maml"], paper["random"], paper["oracle"][0])[: len(columns)]
         rows.append(cells + [", ".join(f"{score:.3f}" for score in scores)] * scored)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return rows
+
+
+def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
+    """Returns the rows of `comparison_rows` as a Markdown table."""
+    return as_markdown(comparison_rows(env_id, methods))
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    """A table in Markdown, its head first."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:

@@ -1,0 +1,203 @@
+"""One page about any runs: tables, curves, pictures and films in a single HTML file that needs nothing else."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from .. import __version__
+from ..config import Config
+from ..sampling.spaces import Array
+from .comparison import (
+    Run,
+    by_method,
+    comparison_figure,
+    comparison_rows,
+    differing_options,
+    groups,
+    interval_words,
+    load_runs,
+)
+
+_POINTS = 200  # of a learning curve
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+img, video { max-width: 100%; background: white }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+td, th { border: 1px solid #8888; padding: 0.2rem 0.6rem; text-align: left; white-space: nowrap }
+"""
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+<h1>{title}</h1>
+{body}
+<p>Made by maml_rl {version}.</p>
+</html>
+"""
+
+
+def report(folders: Sequence[Path]) -> str:
+    """Returns a page about finished runs as HTML. Runs of each family get a section.
+
+    Raises:
+        UserError: If a run is not finished, or two runs are the same method with the same seed.
+    """
+    families: dict[str, list[Run]] = {}
+    for folder in folders:
+        (run,) = load_runs([folder])
+        families.setdefault(_family(run[1]), []).append(run)
+    title = "Runs on " + ", ".join(families)
+    body = "\n".join(
+        part for name, runs in families.items() for part in _section(name, load_runs([r[0] for r in runs]))
+    )
+    return _PAGE.format(title=escape(title), style=_STYLE, body=body, version=__version__)
+
+
+def _family(config: Config) -> str:
+    """The name of a run's family, with its arguments and a horizon that is not the registered one."""
+    words = [f"{name}={value}" for name, value in config.env_kwargs.items()]
+    words += [f"horizon={config.horizon}"] * (config.horizon is not None)
+    return config.env_id + (f" ({', '.join(words)})" if words else "")
+
+
+def _section(name: str, runs: list[Run]) -> Iterator[str]:
+    """The parts of a family's section."""
+    methods, named = by_method(runs), groups(runs)
+    yield f"<h2>{escape(name)}</h2>"
+    yield "<h3>Returns on held-out tasks</h3>"
+    yield _table(comparison_rows(name, methods))
+    yield (
+        f"<p>Interquartile means over tasks and seeds, with their {interval_words(methods)}. Gain: the last "
+        "column minus the first. Score: (method - random) / (oracle - random), of means. Random is an untrained "
+        "policy.</p>"
+    )
+    yield _picture(comparison_figure(name, methods), f"Returns on held-out tasks of {name}")
+    curves = {method: [learning_curve(folder) for folder, _, _ in group] for method, group in named.items()}
+    if any(len(steps) for of_method in curves.values() for steps, _, _ in of_method):
+        yield "<h3>Learning</h3>"
+        yield _picture(learning_figure(name, curves), f"Returns on training tasks of {name}")
+    yield "<h3>Options</h3>"
+    yield from _options({method: group[0][1] for method, group in named.items()})
+    yield "<h3>Runs</h3>"
+    yield _table(
+        [
+            ["method", "seed", "iterations", "folder"],
+            *(
+                [method, str(config.seed), str(config.iterations), str(folder)]
+                for method, group in named.items()
+                for folder, config, _ in group
+            ),
+        ]
+    )
+    for method, group in named.items():
+        for kind, file in (("image/png", "rollouts.png"), ("video/mp4", "adaptation.mp4")):
+            if shown := [folder / file for folder, _, _ in group if (folder / file).exists()]:
+                yield f"<h3>{escape(method)}, {shown[0].name} of {escape(str(shown[0].parent))}</h3>"
+                yield _embedded(shown[0].read_bytes(), kind, f"{method}: before and after adaptation")
+
+
+def learning_curve(folder: Path) -> tuple[Array, Array, Array]:
+    """A run's environment steps, and its returns before and after adaptation, at each iteration, (iterations,).
+
+    They are read from the run's TensorBoard events, and are empty if it trained nothing.
+    """
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = sorted(
+        (tag for tag in events.Tags()["scalars"] if tag.startswith("train/return_step_")),
+        key=lambda tag: int(tag.rpartition("_")[2]),
+    )
+    if not tags:
+        return (np.zeros(0),) * 3
+    first, last = events.Scalars(tags[0]), events.Scalars(tags[-1])
+    return (
+        np.array([event.step for event in last], float),
+        np.array([event.value for event in first]),
+        np.array([event.value for event in last]),
+    )
+
+
+def learning_figure(title: str, curves: dict[str, list[tuple[Array, Array, Array]]]) -> Figure:
+    """Draws the mean return after adaptation over seeds against environment steps, and the one before it dotted.
+
+    With several seeds, the bands are 95% t-intervals of the mean. Curves are cut at the shortest seed's end, and
+    long ones are averaged over neighbouring iterations.
+
+    Args:
+        title: The title of the picture.
+        curves: The `learning_curve` of each seed, by method.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(
+        title=title, xlabel="environment steps in training", ylabel="return on training tasks"
+    )
+    for i, (method, seeds) in enumerate(curves.items()):
+        length = min(len(steps) for steps, _, _ in seeds)
+        if not length:
+            continue
+        parts = np.array_split(np.arange(length), min(length, _POINTS))
+        steps, before, after = (
+            np.array([[curve[k][part].mean() for part in parts] for curve in seeds]) for k in range(3)
+        )
+        colour, x = f"C{i % 10}", steps.mean(0)
+        axes.plot(x, after.mean(0), color=colour, label=method)
+        if (before != after).any():
+            axes.plot(x, before.mean(0), ":", color=colour, linewidth=1)
+        if len(seeds) > 1:
+            half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(after, axis=0)
+            axes.fill_between(x, after.mean(0) - half, after.mean(0) + half, color=colour, alpha=0.15)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", title="after adaptation (dotted: before)", title_fontsize="small")
+    return figure
+
+
+def _options(configs: dict[str, Config]) -> Iterator[str]:
+    """The options in which methods differ, and those that all have changed from their defaults."""
+    differing, default = differing_options([*configs.values()]), Config().options("method")
+    values = {method: config.options("method") for method, config in configs.items()}
+    if differing:
+        yield _table(
+            [
+                ["option", *configs],
+                *([name, *(str(of_method[name]) for of_method in values.values())] for name in differing),
+            ]
+        )
+    common = [
+        f"{name}={value}"
+        for name, value in next(iter(values.values())).items()
+        if name not in differing and value != default[name]
+    ]
+    yield f"<p>The same for all: {escape(', '.join(common) or 'the defaults')}.</p>"
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for row, tag in _tagged(rows)]
+    lines = [f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{row}</tr>" for row in body), "</tbody>"]
+    return "\n".join(["<table>", *lines, "</table>"])
+
+
+def _tagged(rows: list[list[str]]) -> Iterator[tuple[list[str], str]]:
+    return ((row, "td" if i else "th") for i, row in enumerate(rows))
+
+
+def _picture(figure: Figure, description: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return _embedded(buffer.getvalue(), "image/png", description)
+
+
+def _embedded(content: bytes, kind: str, description: str) -> str:
+    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    if kind.startswith("video"):
+        return f'<video controls loop aria-label="{escape(description)}" src="{source}"></video>'
+    return f'<img alt="{escape(description)}" src="{source}">'
