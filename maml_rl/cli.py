@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from .commands import add_working_folder, compare, evaluate, families, render, report, table
+from .commands import add_working_folder, compare, evaluate, families, render, report, table, zoo
 from .config import Config
 from .errors import UserError
 from .process import end_process, exit_code, interrupts, prepare_process, tune_process
@@ -176,6 +176,7 @@ def main() -> NoReturn:
         "report": report,
         "render": render,
         "families": families,
+        "zoo": zoo,
     }
 
     def command() -> None:

@@ -64,6 +64,7 @@ def render(
     num_tasks: int = 2,
     num_steps: int | None = None,
     seed: int | None = None,
+    output: Path | None = None,
     trust: bool = False,
 ) -> None:
     """Films held-out tasks before and after adaptation, side by side, as adaptation.mp4 and for TensorBoard.
@@ -73,10 +74,13 @@ def render(
         num_tasks: Number of held-out tasks to show, one per row.
         num_steps: S, adaptation steps. By default as in the run's options.
         seed: Seed of the held-out tasks and rollouts. By default as in the run's options.
+        output: A folder for the film. By default it is the run folder, where TensorBoard shows the film too, and
+            for a policy of the zoo the working folder.
         trust: Import the module that registers the run's family, if its config.json names one.
     """
     tune_process()
     from .results.video import adaptation_video, add_video, write_video
+    from .runs.files import make_folder
     from .runs.folder import load_run
     from .runs.tensorboard import event_writer
 
@@ -84,19 +88,22 @@ def render(
         raise UserError(f"num_tasks is {num_tasks}, but must be at least 1.")
     if trust:
         add_working_folder()
-    run_dir = run_dir.absolute()  # an environment may change the working folder
+    folder = (output or (run_dir if run_dir.exists() else Path())).absolute()  # an environment may change it
     config, policy, state = load_run(run_dir, trust=trust)
     config = dataclasses.replace(
         config,
         eval_num_steps=config.eval_num_steps if num_steps is None else num_steps,
         eval_seed=config.eval_seed if seed is None else seed,
     )
+    is_run = folder == run_dir.absolute()
     frames, fps = adaptation_video(policy, config, num_tasks)
-    write_video(run_dir / "adaptation.mp4", frames, fps)
-    writer = event_writer(run_dir)
-    add_video(writer, "eval/video", frames, fps, state.env_steps)
-    writer.close()
-    print(f"video        {run_dir / 'adaptation.mp4'}")
+    make_folder(folder)
+    write_video(folder / "adaptation.mp4", frames, fps)
+    if is_run:
+        writer = event_writer(folder)
+        add_video(writer, "eval/video", frames, fps, state.env_steps)
+        writer.close()
+    print(f"video        {folder / 'adaptation.mp4'}")
 
 
 def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Path("comparison.png")) -> None:
@@ -136,6 +143,19 @@ def report(run_dirs: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path
         raise UserError("There is nothing to report on; give the folders of at least one run.")
     write_atomically(output, page(run_dirs).encode())
     print(f"page         {output}")
+
+
+def zoo() -> None:
+    """Lists the trained policies that come with the package, and the returns that they reach."""
+    from .zoo import card, names
+
+    for name in names():
+        found = card(name)
+        returns = ", ".join(f"{value:.1f}" for value in found["returns"][:4])
+        print(f"zoo/{name}")
+        print(f"  family       {found['env_id']}")
+        print(f"  method       {found['method']}, {found['env_steps'] / 1e6:.1f} million steps of training")
+        print(f"  returns      {returns} after 0, 1, ... adaptation steps on {found['num_tasks']} held-out tasks")
 
 
 def families() -> None:

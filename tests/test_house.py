@@ -12,7 +12,7 @@ FILES = sorted([*(ROOT / "maml_rl").rglob("*.py"), *(ROOT / "envs").glob("*.py")
 IDS = [str(path.relative_to(ROOT)) for path in FILES]
 # From the ground up. A room imports only from rooms before it.
 FLOORS = [
-    *("errors", "config", "ranks", "envs", "process", "policies", "sampling", "maml", "rl2", "methods"),
+    *("errors", "zoo", "config", "ranks", "envs", "process", "policies", "sampling", "maml", "rl2", "methods"),
     *("runs", "results", "recording", "training", "meta_policy", "sweep", "commands", "cli", "__main__"),
 ]
 

@@ -21,6 +21,7 @@ from ..methods import method_of
 from ..policies import flatten, load
 from ..sampling.families import import_family, is_registered, make_env, require_memory
 from ..sampling.streams import stream, torch_generator
+from ..zoo import located
 from .checkpoint import State, load_checkpoint
 from .files import LOCK, locked, make_folder, write_json
 
@@ -187,14 +188,14 @@ def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) ->
     """Reads a run from its last checkpoint: its options, its policy with θ, and its state.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, or `zoo/NAME` for a policy that comes with the package.
         own: The user's own module, if the run was trained with one.
         trust: Import the module that registers the run's family, if config.json names one.
 
     Raises:
         UserError: If the folder holds no run or a damaged one, or if `trust` is needed but not set.
     """
-    folder = folder.absolute()  # an environment may change the working folder
+    folder = located(folder).absolute()  # an environment may change the working folder
     config = load_config(folder)
     if not trust:
         require_trust(config, "import it yourself first, or pass --trust (in Python trust=True)")
