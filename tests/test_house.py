@@ -13,7 +13,7 @@ IDS = [str(path.relative_to(ROOT)) for path in FILES]
 # From the ground up. A room imports only from rooms before it.
 FLOORS = [
     *("errors", "zoo", "config", "ranks", "envs", "process", "policies", "sampling", "maml", "rl2", "methods"),
-    *("runs", "results", "recording", "training", "meta_policy", "sweep", "commands", "cli", "__main__"),
+    *("runs", "results", "recording", "training", "meta_policy", "hub", "sweep", "commands", "cli", "__main__"),
 ]
 
 

@@ -1,0 +1,43 @@
+"""Run folders as repositories of the Hugging Face hub; a local folder stands for the repository."""
+
+import pytest
+import torch
+from conftest import theta_of
+
+from maml_rl import UserError
+from maml_rl.hub import HubRun
+from maml_rl.policies import flatten
+
+
+def test_a_run_survives_the_way_to_the_hub_and_back(finished, tmp_path):
+    config, trained = finished
+    HubRun(config.run_dir).save_pretrained(tmp_path / "repository")
+    written = {path.name for path in (tmp_path / "repository").iterdir()}
+    assert written == {"config.json", "checkpoint.pt", "evaluation.json", "adaptation.png", "README.md"}
+    back = HubRun.from_pretrained(str(tmp_path / "repository")).load()
+    assert torch.equal(flatten(back.policy), flatten(trained))
+    assert torch.equal(theta_of(tmp_path / "repository"), theta_of(config.run_dir))
+    card = (tmp_path / "repository/README.md").read_text()
+    assert "library_name: maml_rl" in card
+    assert "| steps | return | 95% interval |" in card
+    assert f"{config.iterations} meta-iterations" in card
+
+
+def test_the_zoo_can_be_published(tmp_path):
+    HubRun("zoo/navigation_2d").save_pretrained(tmp_path)
+    assert HubRun.from_pretrained(str(tmp_path)).load().config.learn_lr == "task"
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        HubRun(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a configuration"):
+        HubRun.from_pretrained(str(tmp_path))
+
+
+def test_without_network_a_repository_that_was_not_downloaded_is_an_error(tmp_path):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with pytest.raises(LocalEntryNotFoundError):
+        HubRun.from_pretrained("user/boat", local_files_only=True, cache_dir=tmp_path)
