@@ -10,6 +10,7 @@ import sys
 
 import architecture
 import gymnasium
+import nbformat
 import options_table
 import pytest
 import tyro
@@ -20,11 +21,26 @@ from maml_rl import cli
 from maml_rl.runs.folder import save_config
 from maml_rl.sweep import combinations
 
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
+
+
+def page_text(path):
+    """A page. Of a notebook, the text of its cells; its code is in blocks as on other pages, without magics."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+    return "\n\n".join(
+        text if kind == "markdown" else "```python\n" + re.sub(r"^%.*\n?", "", text, flags=re.MULTILINE) + "\n```"
+        for kind, text in cells
+    )
+
+
 PAGES = {
-    str(path.relative_to(ROOT)): path.read_text()
+    str(path.relative_to(ROOT)): page_text(path)
     for path in [
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md")),
         *sorted((ROOT / "docs").rglob("*.md")),
+        *NOTEBOOKS,
     ]
 }
 RUNNABLE = re.compile(r"<!-- run -->\n```python\n(.*?)```", re.DOTALL)
@@ -120,6 +136,18 @@ def test_every_python_block_is_python():
     for text in PAGES.values():
         for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             ast.parse(code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_valid_and_have_no_outputs(path):
+    """Every cell also has an id of its own. `make docs` executes the notebooks."""
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    for cell in notebook.cells:
+        assert not cell.metadata
+        assert cell.cell_type == "markdown" or not (cell.outputs or cell.execution_count)
 
 
 def exit_code(program):
@@ -230,6 +258,7 @@ def test_options_named_exist():
     of_scripts = {"families", "methods", "parts", "seeds", "root", "batches", "repetitions", "sizes", "horizon"}
     of_tools = {"logdir", "directory", "name", "nproc-per-node", "nnodes", "max-restarts"}
     of_tools |= {"rdzv-backend", "rdzv-endpoint", "rdzv-id", "nodes", "ntasks-per-node", "cpus-per-task", "signal"}
+    of_tools |= {"clear-output", "inplace"}
     for page, text in PAGES.items():
         for option in re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])", text):
             assert option.removeprefix("no-") in known | of_commands | of_scripts | of_tools, (page, option)

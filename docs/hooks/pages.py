@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path
 
 import architecture
+import notebooks
 import options_table
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -30,11 +31,15 @@ def on_startup(**_: Any) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pictures under experiments/results and the drawing of the architecture."""
+    """Adds the pictures under experiments/results and the drawing of the architecture. Executes the notebooks."""
     for picture in sorted(RESULTS.rglob("*.png")):
         name = f"results/{picture.relative_to(RESULTS).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(picture)))
     files.append(File.generated(config, "architecture.svg", content=architecture.svg(architecture.rooms(ROOT))))
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.remove(notebook)
+        for file in notebooks.pages(config, notebook.src_uri, Path(str(notebook.abs_src_path))):
+            files.append(file)
     return files
 
 
