@@ -113,13 +113,20 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
         run_dirs: Any number of run folders. Runs whose options differ only in the seed are one method.
         picture: Where to write the picture.
     """
-    from .results.comparison import by_method, comparison_figure, comparison_table, interval_words, load_runs
+    from .results.comparison import (
+        by_method,
+        comparison_figure,
+        comparison_table,
+        family_name,
+        interval_words,
+        load_runs,
+    )
     from .results.plots import write_figure
 
     runs = load_runs(run_dirs)
-    env_id, methods = runs[0][1].env_id, by_method(runs)
-    write_figure(picture, comparison_figure(env_id, methods))
-    print(comparison_table(env_id, methods))
+    family, methods = family_name(runs[0][1]), by_method(runs)
+    write_figure(picture, comparison_figure(family, methods))
+    print(comparison_table(family, methods))
     print(
         f"\nReturns are interquartile means over tasks and seeds with their {interval_words(methods)}. In each "
         "column, methods have seen at most the same number of episodes of a task. Gain: the last column of "

@@ -46,6 +46,16 @@ def label(config: Config) -> str:
     return method_of(config).label if config.iterations else "scratch"
 
 
+def family_name(config: Config) -> str:
+    """Returns the id of a run's family, with its arguments and a horizon of its own.
+
+    Published results are those of the id alone.
+    """
+    words = [f"{name}={value}" for name, value in config.env_kwargs.items()]
+    words += [f"horizon={config.horizon}"] * (config.horizon is not None)
+    return config.env_id + (f" ({', '.join(words)})" if words else "")
+
+
 def load_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads config.json and evaluation.json of runs.
 

@@ -20,6 +20,7 @@ from .comparison import (
     comparison_figure,
     comparison_rows,
     differing_options,
+    family_name,
     groups,
     interval_words,
     load_runs,
@@ -55,19 +56,12 @@ def report(folders: Sequence[Path]) -> str:
     families: dict[str, list[Run]] = {}
     for folder in folders:
         (run,) = load_runs([folder])
-        families.setdefault(_family(run[1]), []).append(run)
+        families.setdefault(family_name(run[1]), []).append(run)
     title = "Runs on " + ", ".join(families)
     body = "\n".join(
         part for name, runs in families.items() for part in _section(name, load_runs([r[0] for r in runs]))
     )
     return _PAGE.format(title=escape(title), style=_STYLE, body=body, version=__version__)
-
-
-def _family(config: Config) -> str:
-    """The name of a run's family, with its arguments and a horizon that is not the registered one."""
-    words = [f"{name}={value}" for name, value in config.env_kwargs.items()]
-    words += [f"horizon={config.horizon}"] * (config.horizon is not None)
-    return config.env_id + (f" ({', '.join(words)})" if words else "")
 
 
 def _section(name: str, runs: list[Run]) -> Iterator[str]:
