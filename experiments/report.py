@@ -22,7 +22,7 @@ from benchmarks import scaling
 from gymnasium.envs.registration import load_env_creator
 from matplotlib.figure import Figure
 from PIL import Image
-from reproduce import BASES, FEW_SHOT, METHODS
+from reproduce import BASES, FEW_SHOT, META_WORLD, METHODS
 from torch import nn
 
 from maml_rl import Config
@@ -32,6 +32,7 @@ from maml_rl.results import published
 from maml_rl.results.comparison import (
     Curves,
     as_markdown,
+    at_episodes,
     by_method,
     comparison_figure,
     comparison_table,
@@ -88,6 +89,46 @@ def summary_table(root: Path = RESULTS) -> str:
             ]
             rows.append([f"`{base.env_id.removeprefix('maml_rl/')}`", *after, *cells])
     return as_markdown(rows)
+
+
+def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
+    """The score of each method after one step, by family; families without an oracle are left out.
+
+    Methods that do not adapt have the score that they begin with. The score is that of `published.score`.
+    """
+    found = {}
+    for family, base in BASES.items():
+        folders = runs_of(family, root)
+        curves = by_method(load_runs(folders)) if folders else {}
+        mean = {name: np.concatenate(of.returns).mean(0) for name, of in curves.items()}
+        if not mean.keys() >= {"random", "oracle"}:
+            continue
+        paper = published.RETURNS.get(base.env_id, {})
+        mean |= {f"{name} as published": np.array(returns) for name, returns in paper.items() if name == "maml"}
+        found[family], first = {}, next(iter(curves.values()))
+        for name, returns in mean.items():
+            theirs = {key: np.array(of) for key, of in paper.items()} if name.endswith("published") else mean
+            at = at_episodes(curves[name], first.episodes[1:2])[0] if name in curves else 1
+            score = published.score(returns[at : at + 1], theirs["random"][1:2], theirs["oracle"][0])
+            if name not in ("random", "oracle"):  # 0 and 1 by definition
+                found[family][name.removesuffix(" + adam")] = float(score[0])
+    return found
+
+
+def overview_figure(scores: dict[str, dict[str, float]]) -> Figure:
+    """A heat map of `scores_after_one_step`: families in rows, methods in columns."""
+    names = list(dict.fromkeys(name for of_family in scores.values() for name in of_family))
+    names.sort(key=lambda name: name.endswith("published"))
+    values = np.array([[of_family.get(name, np.nan) for name in names] for of_family in scores.values()])
+    figure = Figure(figsize=(1.1 + 0.75 * len(names), 1.6 + 0.45 * len(scores)), layout="constrained")
+    axes = figure.add_subplot(title="score after one step")
+    axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axes.set_yticks(range(len(scores)), scores)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
+    return figure
 
 
 def score_cell(method: np.ndarray, random: np.ndarray, oracle: np.ndarray) -> str:
@@ -148,6 +189,26 @@ def meta_world_table() -> str:
         values = [which([of[key] for of in by_name]) for key in ("meta_world", "this_package", "bare_physics")]
         head = f"{words} of the {len(by_name)} manipulations, µs a step"
         rows.append([head, *(f"{value:.0f}" for value in values)])
+    return as_markdown(rows)
+
+
+def protocol_table(root: Path = RESULTS) -> str:
+    """Markdown: success of the runs on Meta-World by its own protocol, means over manipulations and seeds."""
+    head = ["success on training tasks before", "after", "on test tasks before", "after"]
+    rows = [["family", "method", "seeds", *head]]
+    for family in META_WORLD:
+        for method in METHODS[family]:
+            paths = sorted((root / family / method).glob("seed*/protocol.json"))
+            found = [json.loads(path.read_text()) for path in paths]
+            cells = [
+                f"{np.mean([one[key] for of_seed in found for one in of_seed[split].values()]):.2f}"
+                for split in ("train", "test")
+                for key in ("before", "success")
+                if found
+            ]
+            if found:
+                name = label(load_config(paths[0].parent))
+                rows.append([f"`{family}`", name, str(len(found)), *cells])
     return as_markdown(rows)
 
 
@@ -271,6 +332,7 @@ def all_tables() -> dict[str, str]:
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
     found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
+    found["meta_world protocol"] = protocol_table()
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
     if (sinusoid_shots.RESULTS / "shots.json").exists():
         found["sinusoid shots"] = sinusoid_shots.committed_table()
@@ -313,6 +375,8 @@ def main(root: Path = RESULTS, pictures: bool = True) -> None:
             page.write_text(filled(page.read_text(), tables))
     else:
         print("\n\n".join(f"{name}\n\n{content}" for name, content in tables_of_runs(root).items()))
+    if pictures and (scores := scores_after_one_step(root)):
+        write_figure(root / "overview.png", overview_figure(scores))
     for family, base in BASES.items():
         runs = runs_of(family, root)
         if runs and pictures:

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from maml_rl.envs.supervised import SinusoidVectorEnv
 from matplotlib.figure import Figure
+from reproduce import METHODS
 
 import maml_rl
 from maml_rl.cli import run
@@ -77,9 +78,10 @@ def main(root: Path = RESULTS) -> None:
         root: Their folder, as `reproduce.py` makes it for a family.
     """
     found: dict[str, Any] = {}
-    for folder in sorted(path.parent for path in root.glob("*/seed*/checkpoint.pt")):
-        if load_config(folder).eval_num_steps:  # the oracle does not adapt
-            found.setdefault(folder.parent.name, {})[folder.name] = errors(folder)
+    for method in METHODS["sinusoid"]:
+        for folder in sorted(path.parent for path in root.glob(f"{method}/seed*/checkpoint.pt")):
+            if load_config(folder).eval_num_steps:  # the oracle does not adapt
+                found.setdefault(method.replace("_", "-"), {})[folder.name] = errors(folder)
     write_json(root / "shots.json", found)
     if (root / "maml/seed1").exists():
         write_figure(root / "fits.png", fits_figure(root / "maml/seed1"))
