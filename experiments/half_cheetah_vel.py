@@ -1,7 +1,7 @@
 """MAML with a learned step on half-cheetahs that run at a given speed, as in section 5.3 of arXiv:1703.03400.
 
-`python experiments/half_cheetah_vel.py`. Plain MAML is `--learn-lr no`; its committed runs have 200 iterations of 20
-rollouts, which are as many environment steps.
+`python experiments/half_cheetah_vel.py`. Plain MAML is `--learn-lr no`. Its committed runs have 200 iterations of
+20 rollouts, which are as many environment steps.
 """
 
 from pathlib import Path

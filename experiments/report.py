@@ -302,8 +302,8 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     if not (shown / "checkpoint.pt").exists():
         return
     config, policy, state = load_run(shown)
-    family = load_env_creator(str(gymnasium.spec(env_id).vector_entry_point))
-    if hasattr(family, "plot_rollouts"):
+    native = gymnasium.spec(env_id).vector_entry_point
+    if native and hasattr(load_env_creator(str(native)), "plot_rollouts"):
         with held_out(policy, state.theta, config) as (env, tasks, batches):
             write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(batches), "step"))
     else:  # the family cannot draw its rollouts, but films them
