@@ -121,11 +121,13 @@ def planned(
 
 
 def is_finished(config: Config) -> bool:
-    """Whether a run has been trained and evaluated with these options."""
-    path = config.run_dir / "evaluation.json"
-    if not path.exists() or load_config(config.run_dir).options("method") != config.options("method"):
+    """Whether a run was trained and evaluated with these options. If not, `train --resume` goes on or says why not."""
+    try:
+        evaluated = json.loads((config.run_dir / "evaluation.json").read_text())["iterations"]
+        same = load_config(config.run_dir).options("method") == config.options("method")
+        return bool(same and evaluated == config.iterations)
+    except (OSError, ValueError, TypeError, KeyError, UserError):
         return False
-    return bool(json.loads(path.read_text())["iterations"] == config.iterations)
 
 
 def run_all(plans: Sequence[Planned], jobs: int) -> list[Planned]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import MISBEHAVING, TINY
 
-from maml_rl.sweep import combinations
+from maml_rl.runs.folder import load_config
+from maml_rl.sweep import combinations, is_finished
 
 SMALL = (*TINY, "--eval-every", "0", "--iterations", "2")
 
@@ -34,6 +35,9 @@ def test_runs_are_trained_once_and_compared(command, tmp_path):
     assert [(config["inner_lr"], config["seed"]) for config in configs] == [(0.1, 1), (0.1, 2), (0.5, 1), (0.5, 2)]
     written = [(folder / "checkpoint.pt").stat().st_mtime_ns for folder in folders]
     again = command(*words)
+    assert is_finished(load_config(folders[0]))
+    (folders[0] / "evaluation.json").write_text("{")
+    assert not is_finished(load_config(folders[0]))
     assert again.stdout == result.stdout
     assert written == [(folder / "checkpoint.pt").stat().st_mtime_ns for folder in folders]
 
