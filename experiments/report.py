@@ -240,7 +240,7 @@ def few_shot_table(family: str, root: Path) -> str:
             f"{success[:, steps].mean():.1f} ± {half[steps]:.1f}" if steps < success.shape[1] else ""
             for steps in _FEW_SHOT_STEPS
         ]
-        name = "pre-training" if method == "pretraining" else method.replace("_", " ")
+        name = "pre-training" if method == "pretraining" else method.replace("_", "-")
         rows.append([name, str(len(paths)), *cells])
     if (root / "nearest.json").exists():
         nearest = json.loads((root / "nearest.json").read_text())[family]

@@ -121,7 +121,7 @@ def planned(
 
 
 def is_finished(config: Config) -> bool:
-    """Whether a run was trained and evaluated with these options. If not, `train --resume` goes on, or says why."""
+    """Whether a run was trained and evaluated with these options. If not, `train --resume` trains, or says why."""
     try:
         evaluated = json.loads((config.run_dir / "evaluation.json").read_text())["iterations"]
         same = load_config(config.run_dir).options("method") == config.options("method")
