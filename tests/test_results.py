@@ -46,11 +46,10 @@ def test_every_family_has_a_page_with_its_pictures(family):
     several = {"glyphs": "glyphs", "ml": "meta_world"}  # families on one page
     name = next((page for start, page in several.items() if family.startswith(start)), family)
     page = (ROOT / f"docs/results/{name}.md").read_text()
-    pictures = {path.name for path in (report.RESULTS / family).glob("*.png")}
-    assert pictures >= {"adaptation.png", "learning.png"}
-    if [*(report.RESULTS / family).glob("*/seed1/checkpoint.pt")]:
-        assert pictures & {"rollouts.png", "strip.png"}
-    for picture in pictures:
+    behaviour = "rollouts.png" if family.endswith("navigation_2d") else "strip.png"
+    behaviour = {"sinusoid": "fits.png"}.get(family, behaviour)
+    filmed = not family.startswith("glyphs") and family != "ml1_push"  # whose checkpoint is not committed
+    for picture in ("adaptation.png", "learning.png", behaviour)[: 3 if filmed else 2]:
         assert f"experiments/results/{family}/{picture}" in page
     assert ("Tasks seen in training" in page) == family.endswith("_dir")
 
@@ -98,7 +97,8 @@ def test_committed_parameters_still_do_what_was_written_down(family):
 def test_maml_is_above_pretraining_after_one_step(family):
     methods = by_method(load_runs(report.runs_of(family)))
     maml = next(iter(methods.values()))  # which comes first
-    for ours, theirs in zip(maml.returns, methods["pretrain"].returns, strict=False):
+    seeds = 1 if family == "sinusoid" else len(maml.returns)  # its page says that pre-training has one
+    for ours, theirs in zip(maml.returns[:seeds], methods["pretrain"].returns, strict=True):
         assert ours[:, 1].mean() > theirs[:, 1].mean()  # a seed's tasks are the same for both
     apart = maml.interval[1, 0] > methods["pretrain"].interval[1, 1]
     assert apart == (family != "ant_vel")  # whose page says that intervals overlap
