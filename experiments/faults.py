@@ -32,12 +32,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 from maml_rl import Config, UserError, evaluate, train
 from maml_rl.cli import run
 from maml_rl.runs.files import write_json
+from maml_rl.runs.tensorboard import read_history
 
 TESTS = Path(__file__).parents[1] / "tests"
 LIMIT = 180.0  # seconds that any command may take
@@ -181,12 +181,7 @@ def one_sentence(code: int, errors: str) -> str:
 def result_of(folder: Path) -> dict[str, Any]:
     """What two runs must have in common: parameters, curves and evaluation."""
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    curves = {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if not tag.startswith("time/")
-    }
+    curves = {tag: points for tag, points in read_history(folder).items() if not tag.startswith("time/")}
     theta = {name: checkpoint[name].tolist() for name in ("theta", "untrained")}
     return theta | {"curves": curves, "evaluation": json.loads((folder / "evaluation.json").read_text())}
 

@@ -21,12 +21,12 @@ import sinusoid
 import sparse_navigation_2d
 import tyro
 from maml_rl.envs import num_cores
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maml_rl import Config, UserError, train
 from maml_rl.cli import run
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_config
+from maml_rl.runs.tensorboard import read_history
 
 PLAIN: dict[str, Any] = {"learn_lr": "no", "max_kl": Config.max_kl}
 # What a family's methods have in common is plain MAML. Some scripts train another method by default.
@@ -178,16 +178,14 @@ def commit() -> str:
 
 def training_record(config: Config, trained_by: str) -> dict[str, object]:
     """What training.json holds of a run: its last commit, cores it might use, what it took, its learning curve."""
-    events = EventAccumulator(str(config.run_dir), size_guidance={"scalars": 0})  # all of them
-    events.Reload()
-    names = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/return_step_")]
-    steps = [e.step for e in events.Scalars(names[0])] if names else []
+    history = read_history(config.run_dir)
+    names = [tag for tag in history if tag.startswith("train/return_step_")]
+    steps = [step for step, _ in history[names[0]]] if names else []
     every = max(1, -(-len(steps) // POINTS))
     at = steps[::every]
-    curves = {t.removeprefix("train/"): [round(e.value, 3) for e in events.Scalars(t)[::every]] for t in names}
-    spent = [
-        e.value for part in ("collect", "update") * bool(steps) for e in events.Scalars(f"time/{part}_seconds")
-    ]
+    curves = {t.removeprefix("train/"): [round(value, 3) for _, value in history[t][::every]] for t in names}
+    timed = ("time/collect_seconds", "time/update_seconds") * bool(steps)
+    spent = [value for tag in timed for _, value in history[tag]]
     return {
         "commit": trained_by,
         "cores": num_cores(),

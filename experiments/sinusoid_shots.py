@@ -17,6 +17,7 @@ from reproduce import METHODS
 import maml_rl
 from maml_rl.cli import run
 from maml_rl.methods import curve_name
+from maml_rl.results.comparison import as_markdown
 from maml_rl.results.plots import write_figure
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_config
@@ -59,7 +60,6 @@ def fits_figure(folder: Path, num_tasks: int = 4, shots: int = 5) -> Figure:
 def table(found: dict[str, Any]) -> str:
     """Markdown: means over seeds, and each seed in brackets."""
     rows = [["method", "examples", *(f"{k} step{'s' * (k != 1)}" for k in STEPS)]]
-    rows.append(["---"] * len(rows[0]))
     for method, seeds in found.items():
         for shots in map(str, SHOTS):
             values = np.array([of_seed[shots] for of_seed in seeds.values()])[:, STEPS]
@@ -68,7 +68,7 @@ def table(found: dict[str, Any]) -> str:
             rows.append([method, shots, *cells])
     for name, numbers in PUBLISHED.items():
         rows.append([name, "5", *("" if number is None else f"{number:.2f}" for number in numbers)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return as_markdown(rows)
 
 
 def main(root: Path = RESULTS) -> None:

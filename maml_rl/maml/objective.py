@@ -195,6 +195,12 @@ def summed(parts: Sequence[Tensor]) -> Tensor:
     return ranks.total(reduce(torch.add, [part.double() for part in parts]))
 
 
+def value_and_gradient(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The sums over chunks and ranks of a scalar and of its gradient, (P,), which is before it in the parts."""
+    both = summed(parts)
+    return both[-1], both[:-1]
+
+
 def mean_and_gradient(
     losses: Callable[..., Tensor], policy: nn.Module, theta: Tensor, data: Any, config: Config
 ) -> tuple[float, Tensor]:
@@ -218,5 +224,5 @@ def mean_and_gradient(
         part = losses(policy, leaf, *rows_of(data, rows)).sum() / num_tasks
         return torch.cat([torch.autograd.grad(part, leaf)[0], part.detach().unsqueeze(0)])
 
-    both = summed(map_chunks(chunk, policy, own, config))
-    return both[-1].item(), both[:-1]
+    value, gradient = value_and_gradient(map_chunks(chunk, policy, own, config))
+    return value.item(), gradient

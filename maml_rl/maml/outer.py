@@ -24,6 +24,7 @@ from .objective import (
     over_tasks,
     summed,
     through_adaptation,
+    value_and_gradient,
 )
 from .trust_region import exploration, surrogate_gradient, trpo_step
 
@@ -44,19 +45,18 @@ def adam_step(
     supports, own = tuple(before_each), len(query.mask)
     num_tasks = ranks.all_tasks(own, config)
 
-    def value_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
+    def loss_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
         def chunk(policy: nn.Module, rows: slice) -> Tensor:
             some, some_query = rows_of((supports, query), rows)
             return surrogate_gradient(linearise(policy, theta, some, some_query, config), num_tasks)
 
-        both = summed(map_chunks(chunk, policy, own, config))
-        value, gradient = both[-1].item(), both[:-1]
+        value, gradient = value_and_gradient(map_chunks(chunk, policy, own, config))
         if config.e_maml:
             explored, slope = exploration(policy, theta, supports, query, config)
-            return value + explored, gradient + slope
-        return value, gradient
+            return value.item() + explored, gradient + slope
+        return value.item(), gradient
 
-    theta, optimiser_state, figures = adam_epochs(value_and_gradient, theta, optimiser_state, config.outer_lr)
+    theta, optimiser_state, figures = adam_epochs(loss_and_gradient, theta, optimiser_state, config.outer_lr)
     if not query.targets:  # an iteration on examples is so quick that this would take half of it
         after, kl = outer_objective(policy, theta, supports, query, config)
         figures |= {"surrogate_after": after, "kl": kl}
@@ -129,7 +129,7 @@ OPTIMISERS: dict[str, OuterStep] = {
 
 
 def adam_epochs(
-    value_and_gradient: Callable[[Tensor], tuple[float, Tensor]],
+    loss_and_gradient: Callable[[Tensor], tuple[float, Tensor]],
     theta: Tensor,
     optimiser_state: dict[str, Any],
     learning_rate: float,
@@ -138,7 +138,7 @@ def adam_epochs(
     """Takes steps of `torch.optim.Adam`, with its state as a value: the arguments are not changed.
 
     Args:
-        value_and_gradient: Maps θ to a loss and its gradient, (P,).
+        loss_and_gradient: Maps θ to a loss and its gradient, (P,).
         theta: θ, (P,).
         optimiser_state: The state after earlier steps; {} at first.
         learning_rate: β.
@@ -153,7 +153,7 @@ def adam_epochs(
         optimizer.load_state_dict(copy.deepcopy(optimiser_state))
     figures: dict[str, float] = {}
     for _ in range(epochs):
-        value, gradient = value_and_gradient(theta)
+        value, gradient = loss_and_gradient(theta)
         theta.grad = gradient.to(theta)
         figures = figures or {"surrogate_before": value, "gradient_norm": theta.grad.norm().item()}
         optimizer.step()

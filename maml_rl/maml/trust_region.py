@@ -22,6 +22,7 @@ from .objective import (
     summed,
     surrogates,
     through_adaptation,
+    value_and_gradient,
 )
 
 
@@ -37,8 +38,7 @@ def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
 
 def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> tuple[Tensor, Tensor]:
     """The surrogate averaged over tasks, a scalar, and its gradient in θ: through every inner step, (P,)."""
-    both = summed(in_threads(lambda chunk: surrogate_gradient(chunk, num_tasks), chunks, threads))
-    return both[-1], both[:-1]
+    return value_and_gradient(in_threads(lambda chunk: surrogate_gradient(chunk, num_tasks), chunks, threads))
 
 
 def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, threads: int | None = None) -> Tensor:

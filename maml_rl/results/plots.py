@@ -85,11 +85,16 @@ def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Writes a PNG file atomically."""
+def png(figure: Figure) -> bytes:
+    """Returns the picture as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a PNG file atomically."""
+    write_atomically(path, png(figure))
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:

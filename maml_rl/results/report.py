@@ -1,7 +1,6 @@
 """One page about any runs: tables, curves, pictures and films in a single HTML file that needs nothing else."""
 
 import base64
-import io
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -9,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from .. import __version__
 from ..config import Config
+from ..runs.folder import load_config
+from ..runs.tensorboard import read_history
 from ..sampling.spaces import Array
 from .comparison import (
     Run,
@@ -25,6 +25,7 @@ from .comparison import (
     interval_words,
     load_runs,
 )
+from .plots import png
 
 _POINTS = 200  # of a learning curve
 _STYLE = """
@@ -53,14 +54,11 @@ def report(folders: Sequence[Path]) -> str:
     Raises:
         UserError: If a run is not finished, or two runs are the same method with the same seed.
     """
-    families: dict[str, list[Run]] = {}
+    families: dict[str, list[Path]] = {}
     for folder in folders:
-        (run,) = load_runs([folder])
-        families.setdefault(family_name(run[1]), []).append(run)
+        families.setdefault(family_name(load_config(folder)), []).append(folder)
     title = "Runs on " + ", ".join(families)
-    body = "\n".join(
-        part for name, runs in families.items() for part in _section(name, load_runs([r[0] for r in runs]))
-    )
+    body = "\n".join(part for name, of_family in families.items() for part in _section(name, load_runs(of_family)))
     return _PAGE.format(title=escape(title), style=_STYLE, body=body, version=__version__)
 
 
@@ -105,20 +103,13 @@ def learning_curve(folder: Path) -> tuple[Array, Array, Array]:
 
     They are read from the run's TensorBoard events, and are empty if it trained nothing.
     """
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = sorted(
-        (tag for tag in events.Tags()["scalars"] if tag.startswith("train/return_step_")),
-        key=lambda tag: int(tag.rpartition("_")[2]),
-    )
+    history = read_history(folder)
+    tags = [tag for tag in history if tag.startswith("train/return_step_")]
     if not tags:
         return (np.zeros(0),) * 3
-    first, last = events.Scalars(tags[0]), events.Scalars(tags[-1])
-    return (
-        np.array([event.step for event in last], float),
-        np.array([event.value for event in first]),
-        np.array([event.value for event in last]),
-    )
+    tags.sort(key=lambda tag: int(tag.rpartition("_")[2]))
+    (steps, after), (_, before) = (np.array(history[tag]).T for tag in (tags[-1], tags[0]))
+    return steps, before, after
 
 
 def learning_figure(title: str, curves: dict[str, list[tuple[Array, Array, Array]]]) -> Figure:
@@ -175,19 +166,17 @@ def _options(configs: dict[str, Config]) -> Iterator[str]:
 
 
 def _table(rows: list[list[str]]) -> str:
-    head, *body = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for row, tag in _tagged(rows)]
-    lines = [f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{row}</tr>" for row in body), "</tbody>"]
+    head, *body = rows
+    lines = [f"<thead>{_row(head, 'th')}</thead>", "<tbody>", *(_row(row, "td") for row in body), "</tbody>"]
     return "\n".join(["<table>", *lines, "</table>"])
 
 
-def _tagged(rows: list[list[str]]) -> Iterator[tuple[list[str], str]]:
-    return ((row, "td" if i else "th") for i, row in enumerate(rows))
+def _row(cells: list[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _picture(figure: Figure, description: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return _embedded(buffer.getvalue(), "image/png", description)
+    return _embedded(png(figure), "image/png", description)
 
 
 def _embedded(content: bytes, kind: str, description: str) -> str:

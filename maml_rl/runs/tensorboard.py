@@ -112,6 +112,15 @@ def _add_options(writer: SummaryWriter, config: Config) -> None:
         writer._get_file_writer().add_summary(summary, 0)
 
 
+def read_history(folder: Path) -> History:
+    """Reads all scalars of a run from its events."""
+    # Imported here, because training does not read events.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 def event_writer(folder: Path) -> SummaryWriter:
     """Returns a writer that adds events to a finished run."""
     return SummaryWriter(str(folder))
