@@ -220,16 +220,12 @@ class _RandomParameters(MujocoVectorEnv):
 
     def models(self, task: Array) -> list[mujoco.MjModel]:
         """Returns the compiled model of each of n tasks. Equal tasks share a model."""
-        # All steps of an episode pass the same array. A later reset may pass an equal one.
-        if self._compiled_for is not task and not np.array_equal(self._compiled_for, task):
-            rows = {row.tobytes(): row for row in task}
-            compiled = {key: self._scaled(row) for key, row in rows.items()}
-            self._compiled = [compiled[row.tobytes()] for row in task]
-        self._compiled_for = task
-        return self._compiled
+        rows = {row.tobytes(): row for row in task}
+        if not rows.keys() <= self._compiled.keys():
+            self._compiled = {key: self._scaled(row) for key, row in rows.items()}
+        return [self._compiled[row.tobytes()] for row in task]
 
-    _compiled: list[mujoco.MjModel]
-    _compiled_for: Array = np.empty(0)
+    _compiled: dict[bytes, mujoco.MjModel] = {}  # noqa: RUF012 (replaced, never changed)
 
     def _scaled(self, task: Array) -> mujoco.MjModel:
         model = copy.copy(self.model)

@@ -164,20 +164,20 @@ class MujocoVectorEnv(TaskVectorEnv):
     def transition(self, state: Array, action: Array, task: Array, noise: Floats) -> Array:
         """Simulates `frame_skip` physics steps with a constant control. Time becomes NaN in broken simulations."""
         timestep, num_physics = self.model.opt.timestep, self._num_physics
-        self._controls[:] = action[:, None]
-        states = self._states
+        controls, states, sensors = (x[: len(state)] for x in (self._controls, self._states, self._sensors))
+        controls[:] = action[:, None]
         self._pool.rollout(
             self.models(task),
             self._data,
             np.ascontiguousarray(state[:, :num_physics]),
-            self._controls,
+            controls,
             nstep=self.frame_skip,
             initial_warmstart=np.ascontiguousarray(state[:, num_physics:]),
             state=states,
-            sensordata=self._sensors,
+            sensordata=sensors,
             skip_checks=True,
             # About four chunks per thread balance the load. Handing out more of them would take longer.
-            chunk_size=max(1, self.num_envs // (4 * len(self._data))),
+            chunk_size=max(1, len(state) // (4 * len(self._data))),
         )
         last = states[:, -1]
         before = states[:, -2] if self.frame_skip > 1 else state[:, :num_physics]

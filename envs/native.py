@@ -32,9 +32,9 @@ class TaskVectorEnv(VectorFamily):
     of noise. Environment i gets the seed s + i, and does exactly what a single environment with that seed does.
 
     The next step after the end of an episode resets that environment and ignores its action (Gymnasium's mode
-    `NEXT_STEP`). If a simulation breaks down, its episode is truncated: the state stays x_t, the reward is 0, and
-    `step` returns True for it in `info["failed"]`, (N,) bool. Arguments, attributes and tasks are those of
-    `VectorFamily`.
+    `NEXT_STEP`), unless `make_vec` was told otherwise. If a simulation breaks down, its episode is truncated: the
+    state stays x_t, the reward is 0, and `step` returns True for it in `info["failed"]`, (N,) bool. Arguments,
+    attributes and tasks are those of `VectorFamily`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (typed by Gymnasium)
@@ -144,42 +144,52 @@ class TaskVectorEnv(VectorFamily):
         Returns:
             Observations (N, O), rewards (N,), terminated (N,) and truncated (N,) bool, and a dictionary, which is
             empty unless a simulation broke down. An environment whose episode ended at the step before is reset
-            instead: its observation is the first of a new episode, and its reward is 0.
+            instead: its observation is the first of a new episode, and its reward is 0. In mode `DISABLED`, it
+            rests until the next `reset`: its observation stays the same, and its reward is 0.
 
         Raises:
             ValueError: If the actions have the wrong shape.
         """
         if self._seeds is None:
             raise gymnasium.error.ResetNeeded(f"{self.name}: call reset before the first step.")
-        actions = self._checked_actions(actions)
-        noise = self._step_noise()
-        state, tasks = self._state, self.tasks
-        self._state = self.transition(state, actions, tasks, noise)
-        failed = self.broken(self._state, tasks)
-        if self._any_ended:
-            failed &= ~self._ended  # an ended environment is reset below, so its simulation may break
-        any_failed = bool(failed.any())
-        if any_failed:
-            self._state[failed] = state[failed]
-        rewards = self.reward(state, actions, self._state, tasks, noise)
-        terminated = self.terminated(self._state, tasks)
-        if any_failed:
-            rewards[failed] = 0.0
-            terminated[failed] = False
-        self._steps += 1
-        if self._any_ended:
-            restarted = np.flatnonzero(self._ended)
+        actions, noise, ended = self._checked_actions(actions), self._step_noise(), self._ended
+        rests = self.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+        rows = np.flatnonzero(~ended) if rests and self._any_ended else np.s_[:]
+        rewards, (terminated, failed) = np.zeros(self.num_envs), np.zeros((2, self.num_envs), dtype=bool)
+        if not (rests and ended.all()):
+            rewards[rows], terminated[rows], failed[rows] = self._advance(rows, actions[rows], noise[rows])
+        self._steps[rows] += 1
+        if self._any_ended and not rests:
+            restarted = np.flatnonzero(ended)
             self._state[restarted] = self._first_states(restarted)
             self._steps[restarted] = 0
-            rewards[restarted] = 0.0
-            terminated[restarted] = False
-        truncated = (
-            failed.copy() if self.max_episode_steps is None else failed | (self._steps >= self.max_episode_steps)
-        )
-        self._ended = terminated | truncated
+            rewards[restarted], terminated[restarted], failed[restarted] = 0.0, False, False
+        late = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
+        truncated: Bools = (failed | late) & ~ended
+        self._ended = terminated | truncated | (rests & ended)
         self._any_ended = bool(self._ended.any())
-        info = {"failed": failed} if any_failed else {}
-        return self.observation(self._state, tasks), rewards, terminated, truncated, info
+        info = {"failed": failed} if failed.any() else {}
+        return self.observation(self._state, self.tasks), rewards, terminated, truncated, info
+
+    def _advance(self, rows: Any, actions: Array, noise: Floats) -> tuple[Floats, Bools, Bools]:
+        """Moves some environments on. Returns their rewards, whether they terminated, and whether they broke."""
+        state, tasks = self._state[rows], self.tasks[rows]
+        next_state = self.transition(state, actions, tasks, noise)
+        failed = self.broken(next_state, tasks)
+        any_failed = bool(failed.any())
+        if any_failed:
+            next_state[failed] = state[failed]
+        rewards, terminated = (
+            self.reward(state, actions, next_state, tasks, noise),
+            self.terminated(next_state, tasks),
+        )
+        if any_failed:
+            rewards[failed], terminated[failed] = 0.0, False
+        if len(next_state) == self.num_envs:
+            self._state = next_state
+        else:
+            self._state[rows] = next_state
+        return rewards, terminated, failed
 
     def snapshot(self, index: int) -> Array:
         """Renders one environment in its current state, (height, width, 3) uint8."""

@@ -75,10 +75,38 @@ def test_episode_ends_at_horizon_once(env_id):
     np.testing.assert_array_equal(np.flatnonzero(cut[:, 0]), [3, 8] if resets_itself else [3])  # step 4: the reset
 
 
+@pytest.mark.parametrize("env_id", ["maml_rl/HopperRandParams-v0", *QUICK_FAMILIES])
+def test_an_environment_can_rest_after_its_episode(env_id):
+    """The first episodes are the same, whether others begin after them or not."""
+    histories = {}
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
+        env = make_vec(env_id, 6, max_episode_steps=30, autoreset_mode=mode)
+        tasks = env.sample_tasks(6, np.random.default_rng(1))
+        observation, _ = env.reset(seed=4, options={"task": tasks})
+        env.action_space.seed(5)
+        steps, alive = [], np.ones(6, bool)
+        for _ in range(33):
+            before = observation
+            observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            steps.append([observation[alive], reward[alive], terminated[alive], truncated[alive]])
+            if env.metadata["autoreset_mode"] == AutoresetMode.DISABLED:
+                np.testing.assert_array_equal(observation[~alive], before[~alive])
+                assert not np.any([reward[~alive], terminated[~alive], truncated[~alive]])
+            alive = alive & ~(terminated | truncated)
+        assert not alive.any()
+        histories[mode] = steps
+        env.close()
+    for both in zip(*histories.values(), strict=True):
+        for one, other in zip(*both, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_constructor_refuses():
     for wrong in ({"num_envs": 0}, {"max_episode_steps": 0}, {"render_mode": "human"}):
         with pytest.raises(ValueError, match="must be"):
             gymnasium.make_vec("maml_rl/Navigation2D-v0", **{"num_envs": 1, **wrong})
+    with pytest.raises(ValueError, match="must be NEXT_STEP or DISABLED"):
+        make_vec("maml_rl/Navigation2D-v0", 1, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 @pytest.mark.filterwarnings("ignore:.*Box (observation|action) space.*:UserWarning")

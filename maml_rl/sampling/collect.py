@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..policies import Distribution
 from .actors import Actor
 from .advantages import with_advantages
-from .rollouts import Rollouts
+from .rollouts import OF_ROLLOUTS, Rollouts
 from .spaces import Array, action_map, encode
 from .streams import ActionNoise, integer_seed, whole_batch
 from .threads import torch_threads
@@ -46,9 +46,29 @@ def collect_phase(
     Raises:
         UserError: As `collect_rollouts`.
     """
-    rollouts = collect_rollouts(env, actor, tasks, num_rollouts, seeds)
+    rollouts = trimmed(collect_rollouts(env, actor, tasks, num_rollouts, seeds))
     rollouts = with_advantages(rollouts, config.discount, config.gae_lambda, config.normalise_advantages)
     return rollouts.to(device)
+
+
+def trimmed(rollouts: Rollouts) -> Rollouts:
+    """Leaves out the steps after the end of the longest episode, which the learner would compute in vain.
+
+    Args:
+        rollouts: (M, K, H, ...).
+
+    Returns:
+        The rollouts, (M, K, T, ...) with T ≤ H.
+    """
+    horizon, longest = rollouts.mask.shape[2], int(rollouts.mask.any(0).any(0).sum())
+    if longest == horizon:
+        return rollouts
+    by_step = {
+        name: tree_map(lambda x: x[:, :, :longest].contiguous(), getattr(rollouts, name))
+        for name in Rollouts._fields
+        if name not in OF_ROLLOUTS
+    }
+    return rollouts._replace(**by_step)
 
 
 def require_simulations(failed: int, num_rollouts: int, config: Config) -> None:

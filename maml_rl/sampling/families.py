@@ -8,6 +8,7 @@ import re
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
 from ..config import Config
 from ..envs import BrokenEnvironmentError, VectorFamily, make_vec, num_cores
@@ -63,6 +64,7 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
             num_workers=workers,
             worker_timeout=config.worker_timeout,
             render_mode=render_mode,
+            autoreset_mode=AutoresetMode.DISABLED,
             **config.env_kwargs,
         )
     except BrokenEnvironmentError as error:

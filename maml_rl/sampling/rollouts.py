@@ -54,6 +54,10 @@ class Rollouts(NamedTuple):
         return moved
 
 
+# The fields without an axis of steps.
+OF_ROLLOUTS = {"advantage_scale", "success", "failed"}
+
+
 def supports_of(batches: Sequence[Rollouts]) -> list[Rollouts]:
     """Returns what each inner step uses: the rollouts of the phase before it, but of examples always the first."""
     return [batches[0]] * len(batches) if batches and batches[0].targets else list(batches)
