@@ -11,15 +11,21 @@ from typing import Any, Literal
 
 import ant_dir
 import ant_vel
+import bernoulli_bandit
+import cart_pole_params
 import glyphs
 import half_cheetah_dir
 import half_cheetah_vel
+import hopper_rand_params
 import metaworld_ml1
 import metaworld_ml10
 import navigation_2d
+import pendulum_params
 import sinusoid
 import sparse_navigation_2d
+import tabular_mdp
 import tyro
+import walker_2d_rand_params
 from maml_rl.envs import num_cores
 
 from maml_rl import Config, UserError, train
@@ -39,6 +45,12 @@ BASES = {
     "half_cheetah_dir": half_cheetah_dir.CONFIG,
     "ant_vel": ant_vel.CONFIG,
     "ant_dir": ant_dir.CONFIG,
+    "bernoulli_bandit": bernoulli_bandit.CONFIG,
+    "tabular_mdp": tabular_mdp.CONFIG,
+    "cart_pole_params": cart_pole_params.CONFIG,
+    "pendulum_params": pendulum_params.CONFIG,
+    "hopper_rand_params": hopper_rand_params.CONFIG,
+    "walker_2d_rand_params": walker_2d_rand_params.CONFIG,
     "ml1_reach": dataclasses.replace(metaworld_ml1.CONFIG, **PLAIN),
     "ml1_push": dataclasses.replace(metaworld_ml1.CONFIG, **PLAIN, env_kwargs={"task_name": "push-v3"}),
     "ml1_pick_place": dataclasses.replace(
@@ -52,6 +64,8 @@ BASES = {
 }
 FEW_SHOT = [family for family in BASES if family.startswith("glyphs")]
 META_WORLD = [family for family in BASES if family.startswith("ml")]
+SHORT = ["bernoulli_bandit", "tabular_mdp"]  # a task is ten steps long
+PHYSICS = [family for family in BASES if family.endswith("_params")]  # tasks differ in their physics
 PRETRAIN = {"num_steps": 0}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
 RL2 = {
@@ -74,6 +88,8 @@ RL2_OF_TEN = {
     "num_rollouts": 2,
     "eval_num_steps": 10,
 }
+# All that they remember is 100 steps, as in arXiv:1611.02779: 10 episodes, or in bandits 100 pulls.
+RL2_OF_SHORT = {**RL2, "rl2_episodes": 10, "outer_lr": 0.005, "num_rollouts": 5, "eval_num_steps": 9}
 # Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
 METHODS: dict[str, dict[str, dict[str, object]]] = {
     "navigation_2d": {
@@ -113,6 +129,26 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         }
         for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir")
     },
+    # Without an inner step, twice as many iterations are as many environment steps.
+    **{
+        family: {
+            "maml": {},
+            "learned_step": {"learn_lr": "task"},
+            "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
+            "pretrain": {**PRETRAIN, "iterations": 2 * BASES[family].iterations},
+            "oracle": {**ORACLE, "iterations": 2 * BASES[family].iterations},
+            "rl2": {**RL2_OF_SHORT, "iterations": 150}
+            if family in SHORT
+            else {
+                **RL2,
+                "num_tasks": BASES[family].num_tasks,
+                "ppo_epochs": 5,
+                "eval_num_steps": 3,
+                "iterations": 5 * BASES[family].iterations // 2,
+            },
+        }
+        for family in [*SHORT, *PHYSICS]
+    },
     **{
         family: {
             "maml": {},
@@ -143,6 +179,13 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 }
 # Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
 METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
+# One episode of ten pulls, for which the paper has figures too.
+METHODS["bernoulli_bandit"]["rl2_once"] = {
+    **METHODS["bernoulli_bandit"]["rl2"],
+    "rl2_episodes": 1,
+    "num_rollouts": 20,
+    "eval_num_steps": 0,
+}
 # Points of a learning curve in training.json.
 POINTS = 1000
 # All names of methods, each once.

@@ -1,0 +1,21 @@
+"""MAML on hoppers with bodies of their own, as in arXiv:1810.06784.
+
+`python experiments/hopper_rand_params.py`
+"""
+
+from pathlib import Path
+
+from maml_rl import Config
+from maml_rl.cli import run_experiment
+
+CONFIG = Config(
+    env_id="maml_rl/HopperRandParams-v0",
+    run_dir=Path("runs/hopper_rand_params"),
+    iterations=100,
+    num_rollouts=10,
+    initial_std=0.5,
+    max_kl=0.05,
+)
+
+if __name__ == "__main__":
+    run_experiment(CONFIG)
