@@ -16,13 +16,14 @@ import faults
 import gymnasium
 import navigation_2d_table
 import numpy as np
+import short_baselines
 import sinusoid_shots
 import tyro
 from benchmarks import scaling
 from gymnasium.envs.registration import load_env_creator
 from matplotlib.figure import Figure
 from PIL import Image
-from reproduce import BASES, FEW_SHOT, META_WORLD, METHODS
+from reproduce import BASES, FEW_SHOT, META_WORLD, METHODS, SHORT
 from torch import nn
 
 from maml_rl import Config
@@ -32,8 +33,8 @@ from maml_rl.results import published
 from maml_rl.results.comparison import (
     Curves,
     as_markdown,
-    at_episodes,
     by_method,
+    columns,
     comparison_figure,
     comparison_table,
     label,
@@ -105,13 +106,13 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
             continue
         paper = published.RETURNS.get(base.env_id, {})
         mean |= {f"{name} as published": np.array(returns) for name, returns in paper.items() if name == "maml"}
-        found[family], first = {}, next(iter(curves.values()))
+        found[family], at = {}, columns(curves)
         for name, returns in mean.items():
             theirs = {key: np.array(of) for key, of in paper.items()} if name.endswith("published") else mean
-            at = at_episodes(curves[name], first.episodes[1:2])[0] if name in curves else 1
-            score = published.score(returns[at : at + 1], theirs["random"][1:2], theirs["oracle"][0])
+            after = returns[at[name][1:2] if name in at else [1]]
+            score = published.score(after, theirs["random"][1:2], theirs["oracle"][0])
             if name not in ("random", "oracle"):  # 0 and 1 by definition
-                found[family][name.removesuffix(" + adam")] = float(score[0])
+                found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score[0]))
     return found
 
 
@@ -135,6 +136,18 @@ def score_cell(method: np.ndarray, random: np.ndarray, oracle: np.ndarray) -> st
     """The scores after one and two steps."""
     scores = published.score(method, random[: len(method)], oracle[0])
     return f"{scores[1]:.2f}, {scores[2]:.2f}"
+
+
+def means_table(methods: dict[str, Curves]) -> str:
+    """Markdown: means over all tasks, and those of each seed after one step."""
+    at = columns(methods)
+    steps = [f"{k} step{'s' * (k != 1)}" for k in range(len(next(iter(at.values()))))]
+    rows = [["mean over tasks", *steps, "1 step, seed by seed"]]
+    for name, curves in methods.items():
+        mean = np.concatenate(curves.returns).mean(0)[at[name]]
+        seeds = [f"{of_seed.mean(0)[at[name][1]]:.2f}" for of_seed in curves.returns]
+        rows.append([name, *(f"{x:.2f}" for x in mean), ", ".join(seeds)])
+    return as_markdown(rows)
 
 
 def how_table(folders: list[Path]) -> str:
@@ -318,7 +331,9 @@ def tables_of_runs(root: Path = RESULTS) -> dict[str, str]:
             if family in FEW_SHOT:
                 found[f"{family} accuracy"] = few_shot_table(family, root)
             else:
-                found[f"{family} methods"] = comparison_table(base.env_id, by_method(load_runs(runs)))
+                methods = by_method(load_runs(runs))
+                found[f"{family} methods"] = comparison_table(base.env_id, methods)
+                found[f"{family} means"] = means_table(methods)
             found[f"{family} runs"] = how_table(runs)
     return found
 
@@ -336,6 +351,8 @@ def all_tables() -> dict[str, str]:
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
     if (sinusoid_shots.RESULTS / "shots.json").exists():
         found["sinusoid shots"] = sinusoid_shots.committed_table()
+    for family in SHORT:
+        found[f"{family} totals"] = short_baselines.table(family)
     found["faults"] = faults.as_markdown(json.loads((RESULTS / "faults.json").read_text()))
     found["estimators"] = estimators.as_markdown(json.loads((estimators.RESULTS / "table.json").read_text()))
     evaluation = {

@@ -11,7 +11,7 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/Walker2DRandParams-v0",
     run_dir=Path("runs/walker_2d_rand_params"),
-    iterations=100,
+    iterations=50,
     num_rollouts=10,
     initial_std=0.5,
     max_kl=0.05,

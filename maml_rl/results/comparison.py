@@ -209,21 +209,28 @@ def at_episodes(curves: Curves, episodes: Array) -> Array:
     return np.searchsorted(curves.episodes, episodes, side="right") - 1
 
 
-def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
-    """Returns the rows of a table, its head first and then one per method.
+def columns(methods: dict[str, Curves]) -> dict[str, Array]:
+    """Returns the indices of up to four points of each method's curve.
 
     In each column, methods have seen at most the same number of episodes of a task.
+    """
+    adapting = [c for c in methods.values() if len(c.episodes) > 1 and c.episodes[1] > 1]
+    episodes = (adapting or [*methods.values()])[0].episodes[:4]
+    return {name: at_episodes(curves, episodes) for name, curves in methods.items()}
+
+
+def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
+    """Returns the rows of a table with the `columns`, its head first and then one per method.
 
     Args:
         env_id: The family. If its results were published, they get a row.
         methods: As from `by_method`.
     """
-    adapting = [c for c in methods.values() if len(c.episodes) > 1 and c.episodes[1] > 1]
-    columns = (adapting or [*methods.values()])[0].episodes[:4]
-    at = {name: at_episodes(curves, columns) for name, curves in methods.items()}
+    at = columns(methods)
+    num_columns = len(next(iter(at.values())))
     means = {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
     scored = {"oracle", "random"} <= means.keys()
-    steps = [f"{k} step{'s' * (k != 1)}" for k in range(len(columns))]
+    steps = [f"{k} step{'s' * (k != 1)}" for k in range(num_columns)]
     rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
     for name, curves in methods.items():
         middle, interval = curves.middle, curves.interval
@@ -235,9 +242,9 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
             rows[-1].append(", ".join(f"{score:.3f}" for score in scores))
     if env_id in published.RETURNS:
         paper = {name: np.array(returns) for name, returns in published.RETURNS[env_id].items()}
-        maml = paper["maml"][: len(columns)]
+        maml = paper["maml"][:num_columns]
         cells = ["MAML as published (means)", "", *(f"{x:.2f}" for x in maml), f"{maml[-1] - maml[0]:.2f}"]
-        scores = published.score(paper["maml"], paper["random"], paper["oracle"][0])[: len(columns)]
+        scores = published.score(paper["maml"], paper["random"], paper["oracle"][0])[:num_columns]
         rows.append(cells + [", ".join(f"{score:.3f}" for score in scores)] * scored)
     return rows
 
