@@ -89,7 +89,14 @@ RL2_OF_TEN = {
     "eval_num_steps": 10,
 }
 # All that they remember is 100 steps, as in arXiv:1611.02779: 10 episodes, or in bandits 100 pulls.
-RL2_OF_SHORT = {**RL2, "rl2_episodes": 10, "outer_lr": 0.005, "num_rollouts": 5, "eval_num_steps": 9}
+RL2_OF_SHORT = {
+    **RL2,
+    "max_kl": Config.max_kl,
+    "rl2_episodes": 10,
+    "outer_lr": 0.005,
+    "num_rollouts": 5,
+    "eval_num_steps": 9,
+}
 # Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
 METHODS: dict[str, dict[str, dict[str, object]]] = {
     "navigation_2d": {
@@ -134,7 +141,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         family: {
             "maml": {},
             "learned_step": {"learn_lr": "task"},
-            "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
+            "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002, "max_kl": Config.max_kl},
             "pretrain": {**PRETRAIN, "iterations": 2 * BASES[family].iterations},
             "oracle": {**ORACLE, "iterations": 2 * BASES[family].iterations},
             "rl2": {**RL2_OF_SHORT, "iterations": 150}
@@ -142,6 +149,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             else {
                 **RL2,
                 "num_tasks": BASES[family].num_tasks,
+                "max_kl": Config.max_kl,
                 "ppo_epochs": 5,
                 "eval_num_steps": 3,
                 "iterations": 5 * BASES[family].iterations // 2,
