@@ -102,6 +102,8 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
         folders = runs_of(family, root)
         curves = by_method(load_runs(folders)) if folders else {}
         mean = {name: np.concatenate(of.returns).mean(0) for name, of in curves.items()}
+        if family == "tabular_mdp" and mean:
+            mean["oracle"] = np.array([short_baselines.optimum()])
         if not mean.keys() >= {"random", "oracle"}:
             continue
         paper = published.RETURNS.get(base.env_id, {})
@@ -136,6 +138,26 @@ def score_cell(method: np.ndarray, random: np.ndarray, oracle: np.ndarray) -> st
     """The scores after one and two steps."""
     scores = published.score(method, random[: len(method)], oracle[0])
     return f"{scores[1]:.2f}, {scores[2]:.2f}"
+
+
+def oracles_table(root: Path = RESULTS) -> str:
+    """Markdown: whether the returns of oracles still rose at the end, by the last two fifths of their training.
+
+    An oracle is flat if the difference of the two means is within its 95% interval over iterations, in each seed.
+    """
+    rows = [["family", "env steps", "return in the fourth fifth", "in the last fifth", "flat"]]
+    for family in BASES:
+        folders = [folder for folder in runs_of(family, root) if folder.parent.name == "oracle"]
+        records = [*records_of(folders).values()]
+        if records:
+            fifths = [np.array_split(one["curves"]["return_step_0"], 5)[3:] for one in records]
+            means = np.array([[fifth.mean() for fifth in pair] for pair in fifths])
+            errors = np.array([sum(fifth.var(ddof=1) / len(fifth) for fifth in pair) ** 0.5 for pair in fifths])
+            flat = bool((np.abs(np.diff(means)[:, 0]) <= 1.96 * errors).all())
+            steps = f"{np.mean([one['env_steps'] for one in records]) / 1e6:.1f} M"
+            cells = [", ".join(f"{mean:.1f}" for mean in of_fifth) for of_fifth in means.T]
+            rows.append([f"[{family}]({family}.md)", steps, *cells, "yes" if flat else "no"])
+    return as_markdown(rows)
 
 
 def means_table(methods: dict[str, Curves]) -> str:
@@ -310,6 +332,8 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     """All pictures of a family."""
     write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
     write_figure(folder / "learning.png", learning_figure(env_id, runs))
+    if folder.name in SHORT:  # in which nothing moves
+        return
     best = folder / "learned_step/seed1"
     shown = best if (best / "checkpoint.pt").exists() else folder / "maml/seed1"
     if not (shown / "checkpoint.pt").exists():
@@ -347,6 +371,7 @@ def all_tables() -> dict[str, str]:
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
     found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
+    found["oracles"] = oracles_table()
     found["meta_world protocol"] = protocol_table()
     found["navigation_2d seeds"] = navigation_2d_table.seeds_table()
     if (sinusoid_shots.RESULTS / "shots.json").exists():

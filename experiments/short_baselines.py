@@ -27,6 +27,7 @@ from maml_rl.sampling.streams import numpy_generator
 RESULTS = Path(__file__).parent / "results"
 Array = np.ndarray
 NUM_ARMS, EPISODES, HORIZON = 5, 10, 10
+OPTIMAL = "optimal policies, which know their tasks"
 # Mean total rewards in arXiv:1611.02779, tables 1 (five arms) and 2 (ten states, five actions, ten episodes).
 PUBLISHED = {
     "bernoulli_bandit": {
@@ -164,6 +165,12 @@ def psrl(num_tasks: int, rng: np.random.Generator) -> tuple[Array, Array]:
     return totals, optimal_actions(transitions, rewards)[1][:, 0]
 
 
+def optimum() -> float:
+    """The mean return of an episode of tabular MDPs' optimal policies, from the committed file."""
+    found = json.loads((RESULTS / "tabular_mdp/baselines.json").read_text())["total_reward"][str(EPISODES)]
+    return float(found[OPTIMAL]["mean"]) / EPISODES
+
+
 def summary(totals: Array) -> dict[str, float]:
     """A mean over tasks with half its 95% interval."""
     return {"mean": round(float(totals.mean()), 3), "half": round(1.96 * totals.std() / len(totals) ** 0.5, 3)}
@@ -189,7 +196,7 @@ def measured(num_tasks: int) -> dict[str, dict[str, dict[str, dict[str, float]]]
     totals, optimal = psrl(num_tasks, numpy_generator(1, "PSRL"))
     found["tabular_mdp"][str(EPISODES)] = {
         "PSRL": summary(totals),
-        "optimal policies, which know their tasks": summary(EPISODES * optimal),
+        OPTIMAL: summary(EPISODES * optimal),
     }
     return found
 

@@ -10,6 +10,7 @@ from .config import Config
 from .methods import method_of
 from .recording import Callback, open_run
 from .runs.tensorboard import History
+from .sampling.collect import trimmed
 from .sampling.families import sample_tasks
 from .sampling.streams import numpy_generator, own_share, stream
 
@@ -52,7 +53,8 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
         for iteration in range(run.state.iteration, config.iterations):
             tasks = sample_tasks(run.env, config.num_tasks, numpy_generator(config.seed, "tasks", iteration))
             tasks, seeds = own_share(tasks, stream(config.seed, "rollouts", iteration))
-            batches = [*method.collect(run.env, run.learner, theta, tasks, config.num_rollouts, seeds)]
+            phases = method.collect(run.env, run.learner, theta, tasks, config.num_rollouts, seeds)
+            batches = [trimmed(rollouts) for rollouts in phases]
             run.collected(batches)
             theta, optimiser_state, figures = method.update(run.learner, theta, optimiser_state, batches)
             run.record(theta, optimiser_state, figures)

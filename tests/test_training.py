@@ -15,9 +15,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import maml_rl
 from maml_rl import Config
+from maml_rl.methods import method_of
 from maml_rl.policies import flatten
 from maml_rl.runs.evaluation import evaluate, evaluate_policy, held_out
 from maml_rl.runs.folder import load_config, new_policy
+from maml_rl.sampling.collect import trimmed
 from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import stream
 
@@ -199,6 +201,31 @@ def test_not_finite_reward_stops_the_command(command):
     assert result.returncode == 2
     assert "the reward at step 3 of task" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_episodes_that_end_early(tmp_path):
+    """Five held-out tasks are evaluated in rounds, whose longest episodes differ."""
+    config = Config(
+        env_id="maml_rl/CartPoleParams-v0", run_dir=tmp_path / "run", iterations=2, num_tasks=2, num_rollouts=2,
+        eval_num_tasks=5, eval_num_rollouts=2, num_workers=0, eval_every=0,
+    )  # fmt: skip
+    maml_rl.train(config)
+    results = json.loads((config.run_dir / "evaluation.json").read_text())
+    assert np.shape(results["methods"]["maml"]["returns"]) == (5, 4)
+
+
+def test_steps_after_the_longest_episode_make_no_difference():
+    config = Config(env_id="maml_rl/HopperRandParams-v0", num_tasks=3, num_rollouts=4, hidden_sizes=(8,))
+    env, policy, method = make_env(config, 12), new_policy(config), method_of(config)
+    tasks, theta = env.sample_tasks(3, np.random.default_rng(0)), flatten(policy)
+    whole = [*method.collect(env, policy, theta, tasks, 4, stream(1, "rollouts"))]
+    short = [trimmed(batch) for batch in whole]
+    for batch, part in zip(whole, short, strict=True):
+        assert part.mask.shape[2] == batch.mask.sum(-1).max() < 200
+        torch.testing.assert_close(part.returns(), batch.returns())
+    (one, _, _), (other, _, _) = (method.update(policy, theta, {}, batches) for batches in (whole, short))
+    assert not torch.equal(one, theta)
+    torch.testing.assert_close(other - theta, one - theta, rtol=1e-3, atol=1e-6)
 
 
 def test_learns_a_trivial_bandit(tmp_path):

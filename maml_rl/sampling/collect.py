@@ -46,7 +46,7 @@ def collect_phase(
     Raises:
         UserError: As `collect_rollouts`.
     """
-    rollouts = trimmed(collect_rollouts(env, actor, tasks, num_rollouts, seeds))
+    rollouts = collect_rollouts(env, actor, tasks, num_rollouts, seeds)
     rollouts = with_advantages(rollouts, config.discount, config.gae_lambda, config.normalise_advantages)
     return rollouts.to(device)
 
