@@ -54,6 +54,8 @@ _IN_OTHER_COLUMNS = {"env_id", "iterations", "method"}
 _FRAMES = 5
 _COUNTED = ("iterations", "seconds")
 _FEW_SHOT_STEPS = (0, 1, 3, 10)
+# Nothing moves in bandits and tables, and pictures of carts and pendulums need pygame.
+WITHOUT_PICTURE = [*SHORT, "cart_pole_params", "pendulum_params"]
 LEARNED = "maml + learned step"  # as `label` calls it
 
 
@@ -109,12 +111,11 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
         paper = published.RETURNS.get(base.env_id, {})
         mean |= {f"{name} as published": np.array(returns) for name, returns in paper.items() if name == "maml"}
         found[family], at = {}, columns(curves)
-        for name, returns in mean.items():
+        for name in [name for name in mean if name not in ("random", "oracle")]:  # 0 and 1 by definition
             theirs = {key: np.array(of) for key, of in paper.items()} if name.endswith("published") else mean
-            after = returns[at[name][1:2] if name in at else [1]]
+            after = mean[name][at[name][1:2] if name in at else [1]]
             score = published.score(after, theirs["random"][1:2], theirs["oracle"][0])
-            if name not in ("random", "oracle"):  # 0 and 1 by definition
-                found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score[0]))
+            found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score[0]))
     return found
 
 
@@ -227,6 +228,13 @@ def meta_world_table() -> str:
     return as_markdown(rows)
 
 
+def benchmark_table(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a row for each family, a column for each figure."""
+    rows = [["", *next(iter(found.values()))]]
+    rows += [[name.removeprefix("maml_rl/"), *map(str, figures.values())] for name, figures in found.items()]
+    return as_markdown(rows)
+
+
 def protocol_table(root: Path = RESULTS) -> str:
     """Markdown: success of the runs on Meta-World by its own protocol, means over manipulations and seeds."""
     head = ["success on training tasks before", "after", "on test tasks before", "after"]
@@ -332,7 +340,7 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     """All pictures of a family."""
     write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
     write_figure(folder / "learning.png", learning_figure(env_id, runs))
-    if folder.name in SHORT:  # in which nothing moves
+    if folder.name in WITHOUT_PICTURE:
         return
     best = folder / "learned_step/seed1"
     shown = best if (best / "checkpoint.pt").exists() else folder / "maml/seed1"
@@ -370,6 +378,8 @@ def all_tables() -> dict[str, str]:
     }
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
+    for name in ("benchmark_ended", "benchmark_rules"):
+        found[name] = benchmark_table(json.loads((RESULTS / f"{name}.json").read_text()))
     found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
     found["oracles"] = oracles_table()
     found["meta_world protocol"] = protocol_table()
