@@ -45,7 +45,7 @@ class MisbehavingVectorEnv(Navigation2DVectorEnv):
         """A slot in each batch of rollouts, at any reset."""
         broken = super().broken(state, task)
         if os.environ.get("MISBEHAVE") == "broken":
-            broken[(self._steps == 3) & (np.arange(len(broken)) == 5)] = True
+            broken[5:6] = self._steps[5] == 3  # it rests afterwards, and there are fewer rows
         return broken
 
     def observation(self, state, task):

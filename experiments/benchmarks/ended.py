@@ -8,12 +8,13 @@ Both are medians in turns, with untrained policies and the same rollouts.
 
 import json
 import statistics
+import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import tyro
 from gymnasium.vector import AutoresetMode
-from iteration import in_turns
 from maml_rl.envs import make_vec
 
 from maml_rl import Config
@@ -26,6 +27,9 @@ from maml_rl.sampling.advantages import with_advantages
 from maml_rl.sampling.collect import collect_rollouts, trimmed
 from maml_rl.sampling.rollouts import Rollouts
 from maml_rl.sampling.streams import stream
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.iteration import in_turns
 
 
 def measure(env_id: str, num_tasks: int, repetitions: int) -> dict[str, float]:

@@ -2,11 +2,12 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import tyro
-from iteration import CHEETAH, NAVIGATION, in_turns
 
 from maml_rl import Config
 from maml_rl.methods import method_of
@@ -15,6 +16,9 @@ from maml_rl.process import tune_process
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import stream
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.iteration import CHEETAH, NAVIGATION, in_turns
 
 RULES = {
     "plain": Config(),
