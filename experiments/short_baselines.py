@@ -29,6 +29,7 @@ Array = np.ndarray
 NUM_ARMS, EPISODES, HORIZON = 5, 10, 10
 OPTIMAL = "optimal policies, which know their tasks"
 # Mean total rewards in arXiv:1611.02779, tables 1 (five arms) and 2 (ten states, five actions, ten episodes).
+# They were written down without the paper at hand, and are still to be checked against it.
 PUBLISHED = {
     "bernoulli_bandit": {
         "10": {
