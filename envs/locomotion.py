@@ -220,10 +220,10 @@ class _RandomParameters(MujocoVectorEnv):
 
     def models(self, task: Array) -> list[mujoco.MjModel]:
         """Returns the compiled model of each of n tasks. Equal tasks share a model."""
-        rows = {row.tobytes(): row for row in task}
-        if not rows.keys() <= self._compiled.keys():
-            self._compiled = {key: self._scaled(row) for key, row in rows.items()}
-        return [self._compiled[row.tobytes()] for row in task]
+        keys = [row.tobytes() for row in task]
+        if not self._compiled.keys() >= set(keys):
+            self._compiled = {key: self._scaled(row) for key, row in dict(zip(keys, task, strict=True)).items()}
+        return [self._compiled[key] for key in keys]
 
     _compiled: dict[bytes, mujoco.MjModel] = {}  # noqa: RUF012 (replaced, never changed)
 

@@ -179,10 +179,8 @@ class TaskVectorEnv(VectorFamily):
         any_failed = bool(failed.any())
         if any_failed:
             next_state[failed] = state[failed]
-        rewards, terminated = (
-            self.reward(state, actions, next_state, tasks, noise),
-            self.terminated(next_state, tasks),
-        )
+        rewards = self.reward(state, actions, next_state, tasks, noise)
+        terminated = self.terminated(next_state, tasks)
         if any_failed:
             rewards[failed], terminated[failed] = 0.0, False
         if len(next_state) == self.num_envs:

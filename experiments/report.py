@@ -6,6 +6,7 @@ robot or the point does before and after adaptation: rollouts.png or strip.png.
 """
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -39,6 +40,7 @@ from maml_rl.results.comparison import (
     comparison_table,
     label,
     load_runs,
+    step_names,
 )
 from maml_rl.results.plots import rollouts_figure, write_figure
 from maml_rl.results.video import adaptation_video
@@ -65,6 +67,13 @@ def runs_of(family: str, root: Path = RESULTS) -> list[Path]:
     return [path.parent for of_method in found for path in of_method]
 
 
+@functools.cache
+def methods_of(family: str, root: Path = RESULTS) -> dict[str, Curves]:
+    """The curves of a family's methods, none if it has no runs. Their intervals take seconds."""
+    folders = runs_of(family, root)
+    return by_method(load_runs(folders)) if folders else {}
+
+
 def records_of(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     """The training.json of each run that has one."""
     paths = {folder: folder / "training.json" for folder in folders}
@@ -77,11 +86,7 @@ def summary_table(root: Path = RESULTS) -> str:
     scores = ["score after 1, 2 steps: MAML", "learned step", "as published"]
     rows = [["family", *head, *scores]]
     for family, base in BASES.items():
-        folders = runs_of(family, root)
-        mean = {
-            name: np.concatenate(curves.returns).mean(0)
-            for name, curves in (by_method(load_runs(folders)) if folders else {}).items()
-        }
+        mean = {name: np.concatenate(curves.returns).mean(0) for name, curves in methods_of(family, root).items()}
         if base.env_id in published.RETURNS and mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
             shown = ("random", "pretrain", "maml", LEARNED, "oracle")
             after = [f"{mean[name][min(1, len(mean[name]) - 1)]:.1f}" if name in mean else "" for name in shown]
@@ -101,8 +106,7 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
     """
     found = {}
     for family, base in BASES.items():
-        folders = runs_of(family, root)
-        curves = by_method(load_runs(folders)) if folders else {}
+        curves = methods_of(family, root)
         mean = {name: np.concatenate(of.returns).mean(0) for name, of in curves.items()}
         if family == "tabular_mdp" and mean:
             mean["oracle"] = np.array([short_baselines.optimum()])
@@ -164,7 +168,7 @@ def oracles_table(root: Path = RESULTS) -> str:
 def means_table(methods: dict[str, Curves]) -> str:
     """Markdown: means over all tasks, and those of each seed after one step."""
     at = columns(methods)
-    steps = [f"{k} step{'s' * (k != 1)}" for k in range(len(next(iter(at.values()))))]
+    steps = step_names(range(len(next(iter(at.values())))))
     rows = [["mean over tasks", *steps, "1 step, seed by seed"]]
     for name, curves in methods.items():
         mean = np.concatenate(curves.returns).mean(0)[at[name]]
@@ -270,7 +274,7 @@ def time_to_score_table() -> str:
 
 def few_shot_table(family: str, root: Path) -> str:
     """Markdown: accuracy on held-out tasks in percent, over all seeds, with a 95% interval over tasks."""
-    rows = [["method", "seeds", *(f"{steps} step{'s' * (steps != 1)}" for steps in _FEW_SHOT_STEPS)]]
+    rows = [["method", "seeds", *step_names(_FEW_SHOT_STEPS)]]
     for method in [*METHODS[family], "pretraining"]:
         paths = sorted((root / family / method).glob("seed*/evaluation.json"))
         if not paths:
@@ -363,7 +367,7 @@ def tables_of_runs(root: Path = RESULTS) -> dict[str, str]:
             if family in FEW_SHOT:
                 found[f"{family} accuracy"] = few_shot_table(family, root)
             else:
-                methods = by_method(load_runs(runs))
+                methods = methods_of(family, root)
                 found[f"{family} methods"] = comparison_table(base.env_id, methods)
                 found[f"{family} means"] = means_table(methods)
             found[f"{family} runs"] = how_table(runs)
@@ -432,7 +436,7 @@ def main(root: Path = RESULTS, pictures: bool = True) -> None:
     for family, base in BASES.items():
         runs = runs_of(family, root)
         if runs and pictures:
-            draw(root / family, base.env_id, by_method(load_runs(runs)), runs)
+            draw(root / family, base.env_id, methods_of(family, root), runs)
 
 
 if __name__ == "__main__":

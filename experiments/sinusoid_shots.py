@@ -17,7 +17,7 @@ from reproduce import METHODS
 import maml_rl
 from maml_rl.cli import run
 from maml_rl.methods import curve_name
-from maml_rl.results.comparison import as_markdown
+from maml_rl.results.comparison import as_markdown, step_names
 from maml_rl.results.plots import write_figure
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_config
@@ -59,7 +59,7 @@ def fits_figure(folder: Path, num_tasks: int = 4, shots: int = 5) -> Figure:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: means over seeds, and each seed in brackets."""
-    rows = [["method", "examples", *(f"{k} step{'s' * (k != 1)}" for k in STEPS)]]
+    rows = [["method", "examples", *step_names(STEPS)]]
     for method, seeds in found.items():
         for shots in map(str, SHOTS):
             values = np.array([of_seed[shots] for of_seed in seeds.values()])[:, STEPS]

@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -20,16 +21,16 @@ from maml_rl.sampling.streams import stream
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.iteration import CHEETAH, NAVIGATION, in_turns
 
-RULES = {
-    "plain": Config(),
-    "learned step": Config(learn_lr="task"),
-    "learned advantage": Config(inner_advantage="learned"),
+RULES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "learned step": {"learn_lr": "task"},
+    "learned advantage": {"inner_advantage": "learned"},
 }
 
 
-def iteration(env_id: str, rule: Config) -> Callable[[], object]:
+def iteration(env_id: str, rule: dict[str, Any]) -> Callable[[], object]:
     """One iteration of 20 tasks with 20 rollouts, always the same."""
-    config = Config(env_id=env_id, learn_lr=rule.learn_lr, inner_advantage=rule.inner_advantage)
+    config = Config(env_id=env_id, **rule)
     env, policy, method = make_env(config, 400), new_policy(config), method_of(config)
     tasks, theta = env.sample_tasks(20, np.random.default_rng(0)), flatten(policy)
 

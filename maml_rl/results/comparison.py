@@ -1,7 +1,7 @@
 """Compares runs of several methods and seeds in one table and one picture."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,6 +219,11 @@ def columns(methods: dict[str, Curves]) -> dict[str, Array]:
     return {name: at_episodes(curves, episodes) for name, curves in methods.items()}
 
 
+def step_names(numbers: Iterable[int]) -> list[str]:
+    """The heads of columns: 0 steps, 1 step, 2 steps."""
+    return [f"{k} step{'s' * (k != 1)}" for k in numbers]
+
+
 def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
     """Returns the rows of a table with the `columns`, its head first and then one per method.
 
@@ -230,7 +235,7 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
     num_columns = len(next(iter(at.values())))
     means = {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
     scored = {"oracle", "random"} <= means.keys()
-    steps = [f"{k} step{'s' * (k != 1)}" for k in range(num_columns)]
+    steps = step_names(range(num_columns))
     rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
     for name, curves in methods.items():
         middle, interval = curves.middle, curves.interval

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..policies import Distribution
 from .actors import Actor
 from .advantages import with_advantages
-from .rollouts import OF_ROLLOUTS, Rollouts
+from .rollouts import Rollouts, map_steps
 from .spaces import Array, action_map, encode
 from .streams import ActionNoise, integer_seed, whole_batch
 from .threads import torch_threads
@@ -63,12 +63,7 @@ def trimmed(rollouts: Rollouts) -> Rollouts:
     horizon, longest = rollouts.mask.shape[2], int(rollouts.mask.any(0).any(0).sum())
     if longest == horizon:
         return rollouts
-    by_step = {
-        name: tree_map(lambda x: x[:, :, :longest].contiguous(), getattr(rollouts, name))
-        for name in Rollouts._fields
-        if name not in OF_ROLLOUTS
-    }
-    return rollouts._replace(**by_step)
+    return rollouts._replace(**map_steps(lambda x: x[:, :, :longest].contiguous(), rollouts))
 
 
 def require_simulations(failed: int, num_rollouts: int, config: Config) -> None:

@@ -1,7 +1,7 @@
 """Rollouts of many tasks as one named tuple of tensors."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,24 @@ class Rollouts(NamedTuple):
 
 
 # The fields without an axis of steps.
-OF_ROLLOUTS = {"advantage_scale", "success", "failed"}
+_OF_ROLLOUTS = {"advantage_scale", "success", "failed"}
+
+
+def map_steps(function: Callable[..., Tensor], *batches: Rollouts) -> dict[str, Any]:
+    """Applies a function to every tensor with an axis of steps, of all batches together.
+
+    Args:
+        function: Takes a tensor (M, K, H, ...) of each batch.
+        *batches: The rollouts.
+
+    Returns:
+        The results, by field.
+    """
+    return {
+        name: tree_map(function, *(getattr(batch, name) for batch in batches))
+        for name in Rollouts._fields
+        if name not in _OF_ROLLOUTS
+    }
 
 
 def supports_of(batches: Sequence[Rollouts]) -> list[Rollouts]:
