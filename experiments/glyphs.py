@@ -1,13 +1,14 @@
 """MAML on few-shot classification of letters of many scripts, 5 ways and 1 shot; nothing is downloaded.
 
 `python experiments/glyphs.py`, or with other ways and shots, such as 20 ways and 1 shot:
-`--env-kwargs num_ways 20 --num-rollouts 20 --eval-num-rollouts 20`.
+`--env-kwargs num_ways 20 --num-tasks 16 --num-rollouts 20 --eval-num-rollouts 20 --num-steps 5 --inner-lr 0.1`.
 
 Options are those of Omniglot in arXiv:1703.03400, appendix A.1, with half as many filters and fewer iterations.
 """
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from maml_rl import Config
 from maml_rl.cli import run_experiment
@@ -34,15 +35,15 @@ CONFIG = Config(
 )
 
 
-def options(num_ways: int, num_shots: int, num_tasks: int) -> Config:
-    """The options with other numbers of classes and of examples of each."""
+def options(num_ways: int, num_shots: int, **changed: Any) -> Config:
+    """The options with other numbers of classes and of examples of each, and further changes."""
     num_examples = num_ways * num_shots
     return dataclasses.replace(
         CONFIG,
         env_kwargs={"num_ways": num_ways},
-        num_tasks=num_tasks,
         num_rollouts=num_examples,
         eval_num_rollouts=num_examples,
+        **changed,
     )
 
 

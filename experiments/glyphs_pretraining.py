@@ -38,17 +38,18 @@ def pretrained(config: Config) -> nn.Module:
     labels = torch.from_numpy(np.repeat(np.arange(images.num_training), images.sizes[: images.num_training]))
     generator = torch_generator(stream(config.seed, "pre-training"))
     policy = Conv4(env.single_observation_space.shape, width, CategoricalHead(width, images.num_training))
+    policy.to(config.device)
     optimiser = torch.optim.Adam(policy.parameters(), lr=config.outer_lr)
     for _ in range(config.iterations * config.num_tasks * 2 * config.num_rollouts // BATCH):
         rows = torch.randint(num_images, (BATCH,), generator=generator)
-        loss: Tensor = -policy(x[rows]).log_prob(labels[rows]).mean()
+        loss: Tensor = -policy(x[rows].to(config.device)).log_prob(labels[rows].to(config.device)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     policy.head = CategoricalHead(width, env.num_ways)
     for parameter in policy.head.parameters():
         nn.init.zeros_(parameter)
-    return policy
+    return policy.cpu()
 
 
 def nearest(config: Config) -> float:
@@ -70,6 +71,7 @@ def main(
     families: tuple[str, ...] = tuple(reproduce.FEW_SHOT),
     seeds: tuple[int, ...] = (1, 2, 3),
     root: Path = Path("runs/reproduce"),
+    device: str = Config.device,
 ) -> None:
     """Trains, evaluates and writes what is not there yet.
 
@@ -77,16 +79,17 @@ def main(
         families: Families of reproduce.py.
         seeds: Seeds of each.
         root: Where the runs' folders are, as in reproduce.py.
+        device: Device of the learner.
     """
     tune_process()
     found: dict[str, Any] = {}
     for family in families:
         for seed in seeds:
-            config = reproduce.options(family, "maml", seed, root)
+            config = reproduce.options(family, "maml", seed, root, device)
             found.setdefault(family, []).append(nearest(config))
             folder = root / family / "pretraining" / f"seed{seed}"
             if not (folder / "evaluation.json").exists():
-                steps = {"inner_lr": 0.1, "eval_num_steps": 10, "iterations": 0, "run_dir": folder}
+                steps = {"inner_lr": 0.1, "num_steps": 1, "eval_num_steps": 10, "iterations": 0, "run_dir": folder}
                 train(dataclasses.replace(config, **steps), policy=pretrained(config))
     write_json(root / "nearest.json", found)
     print(json.dumps(found, indent=2))

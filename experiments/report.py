@@ -55,7 +55,7 @@ _TABLE = re.compile(r"<!-- table: (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 _IN_OTHER_COLUMNS = {"env_id", "iterations", "method"}
 _FRAMES = 5
 _COUNTED = ("iterations", "seconds")
-_FEW_SHOT_STEPS = (0, 1, 3, 10)
+_FEW_SHOT_STEPS = (0, 1, 3, 5, 10)
 # Nothing moves in bandits and tables, and pictures of carts and pendulums need pygame.
 WITHOUT_PICTURE = [*SHORT, "cart_pole_params", "pendulum_params"]
 LEARNED = "maml + learned step"  # as `label` calls it
@@ -193,12 +193,17 @@ def how_table(folders: list[Path]) -> str:
                 str(config.iterations),
                 f"{np.mean([record['env_steps'] for record in records]) / 1e6:.1f} M",
                 ", ".join(f"{record['seconds'] / 60:.1f}" for record in records),
-                ", ".join(dict.fromkeys(str(record["cores"]) for record in records)),
+                ", ".join(dict.fromkeys(machine(record) for record in records)),
                 ", ".join(dict.fromkeys(record["commit"] for record in records)),
                 f"`python experiments/reproduce.py --families {family} --methods {method}`",
             ]
         )
     return as_markdown(rows)
+
+
+def machine(record: dict[str, Any]) -> str:
+    """How many cores a run might use, and its GPU if it had one."""
+    return f"{record['cores']} and {record['device']}" if "device" in record else str(record["cores"])
 
 
 def options_of(config: Config) -> str:
@@ -291,7 +296,9 @@ def few_shot_table(family: str, root: Path) -> str:
         rows.append([name, str(len(paths)), *cells])
     if (root / "nearest.json").exists():
         nearest = json.loads((root / "nearest.json").read_text())[family]
-        rows.append(["nearest neighbour", str(len(nearest)), f"{100 * np.mean(nearest):.1f}", "", "", ""])
+        rows.append(
+            ["nearest neighbour", str(len(nearest)), f"{100 * np.mean(nearest):.1f}", *[""] * (len(rows[0]) - 3)]
+        )
     return as_markdown(rows)
 
 

@@ -24,6 +24,7 @@ import pendulum_params
 import sinusoid
 import sparse_navigation_2d
 import tabular_mdp
+import torch
 import tyro
 import walker_2d_rand_params
 from maml_rl.envs import num_cores
@@ -60,7 +61,10 @@ BASES = {
     "sinusoid": sinusoid.CONFIG,
     "glyphs_5_ways_1_shot": glyphs.CONFIG,
     "glyphs_5_ways_5_shots": glyphs.options(num_ways=5, num_shots=5, num_tasks=8),
-    "glyphs_20_ways_1_shot": glyphs.options(num_ways=20, num_shots=1, num_tasks=16),
+    # The paper's numbers of tasks and steps.
+    "glyphs_20_ways_1_shot": glyphs.options(
+        num_ways=20, num_shots=1, num_tasks=16, num_steps=5, inner_lr=0.1, eval_num_steps=5, iterations=2000
+    ),
 }
 FEW_SHOT = [family for family in BASES if family.startswith("glyphs")]
 META_WORLD = [family for family in BASES if family.startswith("ml")]
@@ -202,10 +206,10 @@ POINTS = 1000
 _NAMES = dict.fromkeys(name for methods in METHODS.values() for name in methods)
 
 
-def options(family: str, method: str, seed: int, root: Path) -> Config:
+def options(family: str, method: str, seed: int, root: Path, device: str = Config.device) -> Config:
     """All options of a run; evaluated at the end only, which changes nothing but how long it takes."""
     changed = {**METHODS[family][method], "run_dir": root / family / method / f"seed{seed}", "seed": seed}
-    return dataclasses.replace(BASES[family], eval_every=0, **changed)  # type: ignore[arg-type]
+    return dataclasses.replace(BASES[family], eval_every=0, device=device, **changed)  # type: ignore[arg-type]
 
 
 def commit() -> str:
@@ -232,6 +236,7 @@ def commit() -> str:
 def training_record(config: Config, trained_by: str) -> dict[str, object]:
     """What training.json holds of a run: its last commit, cores it might use, what it took, its learning curve."""
     history = read_history(config.run_dir)
+    device = torch.device(config.device)
     names = [tag for tag in history if tag.startswith("train/return_step_")]
     steps = [step for step, _ in history[names[0]]] if names else []
     every = max(1, -(-len(steps) // POINTS))
@@ -242,6 +247,7 @@ def training_record(config: Config, trained_by: str) -> dict[str, object]:
     return {
         "commit": trained_by,
         "cores": num_cores(),
+        **({"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
         "env_steps": steps[-1] if steps else 0,
         "seconds": round(sum(spent)),
         "curves": {"env_steps": at, **curves},
@@ -253,6 +259,7 @@ def main(
     methods: tuple[Literal[*_NAMES], ...] = tuple(_NAMES),
     seeds: tuple[int, ...] = (1, 2, 3),
     root: Path = Path("runs/reproduce"),
+    device: str = Config.device,
 ) -> None:
     """Trains what is not there yet, and goes on with what was stopped or is to have more iterations.
 
@@ -261,6 +268,7 @@ def main(
         methods: Which methods, of those that a family has here.
         seeds: Which seeds.
         root: Where the runs' folders are, one for each family, method and seed.
+        device: Device of the learner. What was trained on another one is not trained again.
     """
     trained_by = commit()
     chosen = [(family, method) for family in families for method in METHODS[family] if method in methods]
@@ -268,9 +276,9 @@ def main(
         raise UserError(f"{', '.join(families)} has only the methods {', '.join(METHODS[families[0]])}.")
     for family, method in chosen:
         for seed in seeds:
-            config = options(family, method, seed, root)
+            config = options(family, method, seed, root, device)
             record = config.run_dir / "training.json"
-            if not record.exists() or load_config(config.run_dir) != config:
+            if not record.exists() or dataclasses.replace(load_config(config.run_dir), device=device) != config:
                 record.unlink(missing_ok=True)  # only what is finished has one
                 train(dataclasses.replace(config, resume=True))
                 write_json(record, training_record(config, trained_by))

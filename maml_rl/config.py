@@ -162,7 +162,7 @@ class Config:
     chunk_tasks: int = _machine(10, at_least=1)
     """Tasks that the outer step differentiates at once."""
     device: Literal["cpu", "cuda"] | str = _machine("cpu")
-    """Device of the learner. Environments, and policies while collecting, stay on the CPU."""
+    """Device of the learner. Environments, and policies that act in them, stay on the CPU."""
 
     def __post_init__(self) -> None:
         for option in fields(self):

@@ -113,9 +113,7 @@ class MetaPolicy:
         phases: Iterable[Rollouts]
         if isinstance(env, tuple):
             inputs, targets = as_tensors(family, np.asarray(env[0])[None], np.asarray(env[1])[None])
-            phases = [
-                predict(method.adapted(self.policy, theta, [], []), inputs, targets, theta.device)
-            ] * num_steps
+            phases = [predict(method.adapted(self.policy, theta, [], []), inputs, targets)] * num_steps
         else:
             phases = method.collect(given, self.policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
         actor = method.adapted(self.policy, theta, list(islice(phases, num_steps)), factors)

@@ -16,7 +16,9 @@ from maml_rl.maml.inner import ESTIMATORS, adapt
 from maml_rl.maml.step_sizes import prepare
 from maml_rl.policies import flatten
 from maml_rl.runs.folder import load_run
+from maml_rl.sampling.actors import TaskPolicies
 from maml_rl.sampling.advantages import with_advantages
+from maml_rl.sampling.examples import predict
 
 
 class OneDevice(TorchDispatchMode):
@@ -68,6 +70,17 @@ def test_advantages_stay_on_the_device(monkeypatch):
     assert advantages.device.type == "meta"
 
 
+@pytest.mark.parametrize("targets", [torch.randn(3, 4, A), torch.zeros(3, 4).long()], ids=["numbers", "classes"])
+def test_predictions_stay_on_the_device(targets):
+    """Those of examples are made where the learner computes, and those of environments on the CPU."""
+    policy, _ = make_policy("normal" if targets.is_floating_point() else "categorical")
+    thetas, inputs, targets = on_device((flatten(policy).expand(3, -1), torch.randn(3, 4, O), targets))
+    policy.to("meta")
+    with OneDevice():
+        rollouts = predict(TaskPolicies(policy, thetas), inputs, targets)
+    assert {x.device.type for x in tree_leaves(rollouts)} == {"meta"}
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "toaster"])
 def test_a_device_that_is_not_there_is_refused(tmp_path, device):
     with pytest.raises(UserError, match=f"device is '{device}', but this machine only has cpu"):
@@ -83,12 +96,14 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, device):
         {"estimator": "dice", "learn_lr": "layer"},
         {"outer": "ppo"},
         {"outer": "ppo", "rl2_episodes": 2, "num_steps": 0},
+        {"env_id": "maml_rl/Sinusoid-v0", "outer": "reptile", "horizon": None},
+        {"env_id": "maml_rl/Glyphs-v0", "outer": "reptile", "horizon": None, "network": "conv4"},
     ],
     ids=str,
 )
 def test_cuda_learns_the_same(tmp_path, options):
-    config = Config(run_dir=tmp_path / "cpu", iterations=1, num_tasks=4, num_rollouts=5, horizon=10, **options)
-    config = dataclasses.replace(config, hidden_sizes=(8,))
+    sizes = {"iterations": 1, "num_tasks": 4, "num_rollouts": 5, "horizon": 10, "hidden_sizes": (8,)}
+    config = Config(run_dir=tmp_path / "cpu", **{**sizes, **options})
     steps = []
     for device in ("cpu", "cuda"):
         train(dataclasses.replace(config, run_dir=tmp_path / device, device=device))

@@ -108,14 +108,16 @@ class MAML:
         """
         if lr_factors is None:
             lr_factors = [1.0] * self.num_adaptations
-        seen_tasks = task_inputs(env.task_space, tasks) if self.config.observe_task else None
         thetas = theta.detach().expand(len(tasks), -1)
         sets = example_sets(env, tasks, num_rollouts, seeds) if learns_from_examples(env, self.config) else []
+        sets = [(inputs.to(theta.device), targets.to(theta.device)) for inputs, targets in sets]
+        where = theta.device if sets else torch.device("cpu")
+        seen_tasks = task_inputs(env.task_space, tasks).to(where) if self.config.observe_task else None
         for k, phase in enumerate(seeds.spawn(len(lr_factors) + 1)):
             _require_finite(thetas, tasks)
-            actor = TaskPolicies(policy, thetas.cpu(), seen_tasks)
+            actor = TaskPolicies(policy, thetas.to(where), seen_tasks)
             if sets:
-                rollouts = predict(actor, *sets[min(k, 1)], theta.device)
+                rollouts = predict(actor, *sets[min(k, 1)])
             else:
                 rollouts = collect_phase(env, actor, tasks, num_rollouts, phase, self.config, theta.device)
             yield rollouts

@@ -79,17 +79,16 @@ def as_tensors(
     return encoded, torch.from_numpy(np.asarray(y, np.float32))
 
 
-def predict(actor: Actor, inputs: Tensor, targets: Tensor, device: torch.device) -> Rollouts:
+def predict(actor: Actor, inputs: Tensor, targets: Tensor) -> Rollouts:
     """Predicts the targets of examples. The most probable actions are the predictions, and -L are the rewards.
 
     Args:
         actor: The policies, one for each task.
-        inputs: (M, K, O).
-        targets: (M, K, A), or classes (M, K), of which right predictions are a success.
-        device: Where the learner computes.
+        inputs: (M, K, O), on the device of the actor.
+        targets: (M, K, A), or classes (M, K), of which right predictions are a success. On the same device.
 
     Returns:
-        Rollouts of one step, (M, K, 1, ...), with targets.
+        Rollouts of one step, (M, K, 1, ...), with targets, on this device.
     """
     with torch.no_grad():
         seen, behaviour = actor.act(inputs)
@@ -98,7 +97,7 @@ def predict(actor: Actor, inputs: Tensor, targets: Tensor, device: torch.device)
         success = losses.new_full(inputs.shape[:2], torch.nan)
         if not targets.is_floating_point():
             success = (predictions == targets).squeeze(2).float()
-        rollouts = Rollouts(
+        return Rollouts(
             observations=seen,
             actions=predictions,
             rewards=-losses,
@@ -108,7 +107,6 @@ def predict(actor: Actor, inputs: Tensor, targets: Tensor, device: torch.device)
             advantages=torch.zeros_like(losses),
             advantage_scale=losses.new_ones(len(losses)),
             success=success,
-            failed=torch.zeros(losses.shape[:2], dtype=torch.bool),
+            failed=torch.zeros(losses.shape[:2], dtype=torch.bool, device=losses.device),
             targets=(targets,),
         )
-    return rollouts.to(device)
