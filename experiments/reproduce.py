@@ -63,7 +63,7 @@ BASES = {
     "glyphs_5_ways_5_shots": glyphs.options(num_ways=5, num_shots=5, num_tasks=8),
     # The paper's numbers of tasks and steps.
     "glyphs_20_ways_1_shot": glyphs.options(
-        num_ways=20, num_shots=1, num_tasks=16, num_steps=5, inner_lr=0.1, eval_num_steps=5, iterations=2000
+        num_ways=20, num_shots=1, num_tasks=16, num_steps=5, inner_lr=0.1, eval_num_steps=5, iterations=1000
     ),
 }
 FEW_SHOT = [family for family in BASES if family.startswith("glyphs")]
