@@ -3,8 +3,8 @@
 `python experiments/metaworld_ml1.py --env-kwargs task_name push-v3`; the extra `metaworld`. Plain MAML is
 `--learn-lr no --max-kl 0.01`.
 
-The tasks, horizon, inner step, λ and budget of two million steps are those of the package metaworld-algorithms, and
-the network is the paper's. Half as many rollouts in twice as many iterations reach more; see the lab notes.
+The tasks, horizon, inner step, λ and budget of two million steps are those of the package metaworld-algorithms,
+and the network is the paper's. Half as many rollouts in twice as many iterations reach more; see the lab notes.
 metaworld_protocol.py evaluates a run by the benchmark's own protocol.
 """
 

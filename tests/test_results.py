@@ -72,7 +72,8 @@ def test_every_method_of_every_experiment_accepts_its_options():
 def test_today_s_script_asks_for_what_was_run(folder):
     """Options changed since would make the tables those of another experiment."""
     family, method, seed = folder.parts[-3:]
-    now = reproduce.options(family, method, int(seed.removeprefix("seed")), report.RESULTS)
+    device = load_config(folder).device  # whichever was at hand
+    now = reproduce.options(family, method, int(seed.removeprefix("seed")), report.RESULTS, device)
     assert load_config(folder) == now
     for record in report.records_of([folder]).values():
         assert not record["commit"].endswith("-dirty")
