@@ -5,11 +5,13 @@ import pickle
 from typing import Any, ClassVar
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium import spaces
 
 try:
     import metaworld
+    from metaworld.sawyer_xyz_env import SawyerXYZEnv
 except ImportError as error:
     raise ImportError("Meta-World is not installed; install it with `pip install 'maml_rl[metaworld]'`") from error
 
@@ -20,11 +22,25 @@ from .meta_world_fast import fast
 _LONGEST, _BOUND = 6, 2.0
 
 
+def _place_hand(self: SawyerXYZEnv, steps: int = 50) -> None:
+    mujoco.mj_forward(self.model, self.data)
+    self.init_tcp = self.tcp_center
+
+
 @functools.cache
 def _benchmark(name: str, task_name: str | None, seed: int) -> Any:
-    """Makes Meta-World's benchmark and draws its goals. ML1 takes 1 s, ML10 9 s and ML45 half a minute."""
-    kind = getattr(metaworld, name)
-    return kind(seed=seed) if task_name is None else kind(task_name, seed=seed)
+    """Makes Meta-World's benchmark and draws its goals.
+
+    Meta-World resets each manipulation 50 times for its 50 goals, and every reset simulates the hand on its way to
+    its first place. The goals do not depend on the hand, so it stays where it is here. ML45 has the same goals in
+    a fifth of the time.
+    """
+    kind, moving = getattr(metaworld, name), SawyerXYZEnv._reset_hand
+    SawyerXYZEnv._reset_hand = _place_hand
+    try:
+        return kind(seed=seed) if task_name is None else kind(task_name, seed=seed)
+    finally:
+        SawyerXYZEnv._reset_hand = moving
 
 
 class MetaWorldEnv(gymnasium.Env[Array, Array]):

@@ -240,8 +240,14 @@ def is_running(process):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("how", ["sleep", "spin", "hold", "idle"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        *((signal.SIGKILL, how) for how in ("sleep", "spin", "hold", "idle")),
+        *((signal.SIGTERM, how) for how in ("sleep", "hold")),
+        *((signal.SIGHUP, how) for how in ("spin", "idle")),
+    ],
+)
 def test_workers_do_not_outlive_their_parent(number, how, tmp_path):
     """Whether they hang or wait for it. Nor does a process that an environment has started."""
     arguments = ["train", "--env-id", "misbehaving:tests/Stubborn-v0", "--run-dir", "run", "--num-workers", "1"]
