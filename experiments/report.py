@@ -339,6 +339,23 @@ def learning_figure(env_id: str, folders: list[Path]) -> Figure:
     return figure
 
 
+def success_figure(protocols: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Success on each manipulation by Meta-World's own protocol, means over seeds, a panel for each method."""
+    figure = Figure(figsize=(1.5 + 4 * len(protocols), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
+    for axes, (method, found) in zip(panels, protocols.items(), strict=True):
+        names = [(split, name) for split in ("train", "test") for name in found[0][split]]
+        for key, colour, height in (("success", "C0", 0.8), ("before", "C1", 0.35)):
+            values = [np.mean([one[split][name][key] for one in found]) for split, name in names]
+            title = "after one step" if key == "success" else "before adaptation"
+            axes.barh(range(len(names)), values, height, color=colour, label=title)
+        axes.set_yticks(range(len(names)), [f"{name} ({split})" for split, name in names])
+        axes.set(title=method, xlabel="success", xlim=(0, 1))
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
 def strip(config: Config, policy: nn.Module) -> np.ndarray:
     """A few moments of the first held-out task, time to the right: above before adaptation, below after it."""
     frames, _ = adaptation_video(policy, dataclasses.replace(config, eval_num_steps=1), num_tasks=1)
@@ -351,6 +368,13 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     """All pictures of a family."""
     write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
     write_figure(folder / "learning.png", learning_figure(env_id, runs))
+    protocols: dict[str, list[dict[str, Any]]] = {}
+    for path in filter(Path.exists, (of_run / "protocol.json" for of_run in runs)):
+        found = json.loads(path.read_text())
+        if len(found["train"]) > 1:
+            protocols.setdefault(label(load_config(path.parent)), []).append(found)
+    if protocols:
+        write_figure(folder / "success.png", success_figure(protocols))
     if folder.name in WITHOUT_PICTURE:
         return
     best = folder / "learned_step/seed1"
