@@ -186,6 +186,7 @@ def how_table(folders: list[Path]) -> str:
     for folder, group in groups.items():
         family, method = folder.parts[-2:]
         config, records = load_config(group[0][0]), [record for _, record in group]
+        device = f" --device {config.device}" * (config.device != Config.device)
         rows.append(
             [
                 label(config),
@@ -195,7 +196,7 @@ def how_table(folders: list[Path]) -> str:
                 ", ".join(f"{record['seconds'] / 60:.1f}" for record in records),
                 ", ".join(dict.fromkeys(machine(record) for record in records)),
                 ", ".join(dict.fromkeys(record["commit"] for record in records)),
-                f"`python experiments/reproduce.py --families {family} --methods {method}`",
+                f"`python experiments/reproduce.py --families {family} --methods {method}{device}`",
             ]
         )
     return as_markdown(rows)

@@ -291,7 +291,8 @@ def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
         paper = published.RETURNS[env_id]["maml"][: len(methods["maml"].env_steps)]
         steps = methods["maml"].env_steps[: len(paper)]
         axes.plot(steps, paper, "k--", marker="x", label="MAML as published (means)")
-    axes.set_xscale("symlog", linthresh=first)
+    if longest > 10 * first:
+        axes.set_xscale("symlog", linthresh=first)
     axes.set_xlim(0, max(longest * 1.05, 1.0))
     axes.grid(alpha=0.3)
     figure.legend(fontsize="small", loc="outside right upper")
