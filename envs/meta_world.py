@@ -36,11 +36,11 @@ def _benchmark(name: str, task_name: str | None, seed: int) -> Any:
     a fifth of the time.
     """
     kind, moving = getattr(metaworld, name), SawyerXYZEnv._reset_hand
-    SawyerXYZEnv._reset_hand = _place_hand
+    SawyerXYZEnv._reset_hand = _place_hand  # type: ignore[method-assign]
     try:
         return kind(seed=seed) if task_name is None else kind(task_name, seed=seed)
     finally:
-        SawyerXYZEnv._reset_hand = moving
+        SawyerXYZEnv._reset_hand = moving  # type: ignore[method-assign]
 
 
 class MetaWorldEnv(gymnasium.Env[Array, Array]):
