@@ -1,7 +1,7 @@
 """MAML on few-shot classification of letters of many scripts, 5 ways and 1 shot; nothing is downloaded.
 
-`python experiments/glyphs.py`, or with other ways and shots, such as 20 ways and 1 shot:
-`--env-kwargs num_ways 20 --num-tasks 16 --num-rollouts 20 --eval-num-rollouts 20 --num-steps 5 --inner-lr 0.1`.
+`python experiments/glyphs.py`. With 20 ways:
+`python experiments/glyphs.py --env-kwargs num_ways 20 --num-rollouts 20 --eval-num-rollouts 20`.
 
 Options are those of Omniglot in arXiv:1703.03400, appendix A.1, with half as many filters and fewer iterations.
 """

@@ -1,6 +1,6 @@
 """MAML on few-shot classification of Omniglot's characters, 5 ways and 1 shot, as in arXiv:1703.03400.
 
-`python experiments/omniglot.py --env-kwargs num_ways 5 root FOLDER`, where FOLDER is what torchvision's Omniglot
+`python experiments/omniglot.py --env-kwargs root FOLDER`, where FOLDER is what torchvision's Omniglot
 was downloaded to. The published training takes 60,000 iterations.
 """
 

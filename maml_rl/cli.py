@@ -162,7 +162,10 @@ def _options(arguments: list[str], defaults: Config) -> Config:
         if not any(word.split("=")[0] in ("--env-id", "--env_id") for word in arguments):
             require_trust(defaults, f"name it yourself: --env-id {defaults.env_id}")
     program = " ".join(Path(word).name for word in _program())
-    return tyro.cli(Config, args=arguments, default=defaults, description=head, prog=program)
+    # Of a dictionary that is not empty, tyro would make an option for each name, and take no other names.
+    of_family, defaults = defaults.env_kwargs, dataclasses.replace(defaults, env_kwargs={})
+    config = tyro.cli(Config, args=arguments, default=defaults, description=head, prog=program)
+    return dataclasses.replace(config, env_kwargs=of_family | config.env_kwargs)
 
 
 def main() -> NoReturn:

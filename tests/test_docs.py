@@ -84,8 +84,9 @@ gymnasium.register(
 
 
 def commands():
-    """The lines of the documentation that call the command line or a script, comments removed."""
-    for text in PAGES.values():
+    """The lines of pages and experiments that call the command line or a script, comments removed."""
+    scripts = [ast.get_docstring(ast.parse(path.read_text())) for path in (ROOT / "experiments").rglob("*.py")]
+    for text in [*PAGES.values(), *filter(None, scripts)]:
         blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
         lines += re.findall(r"`((?:maml-rl|python experiments/)[^`…]*)`", text)
