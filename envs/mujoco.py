@@ -86,12 +86,12 @@ class MujocoVectorEnv(TaskVectorEnv):
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"{self.name}: num_threads is {num_threads}, but must be at least 1.")
         path = _ASSETS / self.model_name if model_file is None else Path(model_file)
+        if self.quiet:
+            quiet_mujoco()  # before the model is compiled, of which newer versions of MuJoCo warn
         try:
             self.model = mujoco.MjModel.from_xml_path(str(path))
         except ValueError as error:
             raise ValueError(f"{self.name}: the model file {path} does not compile ({error}); fix it.") from error
-        if self.quiet:
-            quiet_mujoco()
         model = self.model
         self.dt = self.frame_skip * model.opt.timestep
         self.metadata = {**self.metadata, "render_fps": round(1 / self.dt)}
