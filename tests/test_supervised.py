@@ -160,7 +160,7 @@ def test_predictions_are_scored_by_the_loss_without_noise():
     tasks = env.sample_tasks(3, np.random.default_rng(0))
     x, y = as_tensors(env, *env.examples(tasks, 5, np.random.default_rng(1)))
     seen = torch.from_numpy(tasks).float()
-    rollouts = predict(TaskPolicies(policy, flatten(policy).expand(3, -1), seen), x, y, torch.device("cpu"))
+    rollouts = predict(TaskPolicies(policy, flatten(policy).expand(3, -1), seen), x, y)
     with torch.no_grad():
         mean = policy(torch.cat([x, seen[:, None].expand(3, 5, 2)], -1)).mean
     torch.testing.assert_close(rollouts.actions[:, :, 0], mean)
