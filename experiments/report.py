@@ -245,23 +245,27 @@ def benchmark_table(found: dict[str, dict[str, Any]]) -> str:
     return as_markdown(rows)
 
 
+def protocols_of(family: str, root: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results of a family's runs by Meta-World's own protocol, those of all seeds of each method."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for folder in runs_of(family, root):
+        if (path := folder / "protocol.json").exists():
+            found.setdefault(label(load_config(folder)), []).append(json.loads(path.read_text()))
+    return found
+
+
 def protocol_table(root: Path = RESULTS) -> str:
     """Markdown: success of the runs on Meta-World by its own protocol, means over manipulations and seeds."""
     head = ["success on training tasks before", "after", "on test tasks before", "after"]
     rows = [["family", "method", "seeds", *head]]
     for family in META_WORLD:
-        for method in METHODS[family]:
-            paths = sorted((root / family / method).glob("seed*/protocol.json"))
-            found = [json.loads(path.read_text()) for path in paths]
+        for name, found in protocols_of(family, root).items():
             cells = [
                 f"{np.mean([one[key] for of_seed in found for one in of_seed[split].values()]):.2f}"
                 for split in ("train", "test")
                 for key in ("before", "success")
-                if found
             ]
-            if found:
-                name = label(load_config(paths[0].parent))
-                rows.append([f"`{family}`", name, str(len(found)), *cells])
+            rows.append([f"`{family}`", name, str(len(found)), *cells])
     return as_markdown(rows)
 
 
@@ -369,12 +373,8 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     """All pictures of a family."""
     write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
     write_figure(folder / "learning.png", learning_figure(env_id, runs))
-    protocols: dict[str, list[dict[str, Any]]] = {}
-    for path in filter(Path.exists, (of_run / "protocol.json" for of_run in runs)):
-        found = json.loads(path.read_text())
-        if len(found["train"]) > 1:
-            protocols.setdefault(label(load_config(path.parent)), []).append(found)
-    if protocols:
+    protocols = protocols_of(folder.name, folder.parent)
+    if any(len(found[0]["train"]) > 1 for found in protocols.values()):  # several manipulations
         write_figure(folder / "success.png", success_figure(protocols))
     if folder.name in WITHOUT_PICTURE:
         return
