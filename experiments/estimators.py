@@ -33,6 +33,7 @@ from maml_rl import Config
 from maml_rl.maml.inner import adapt, inner_loss
 from maml_rl.maml.objective import exploration_credits, outer_loss
 from maml_rl.policies import Categorical
+from maml_rl.results.comparison import as_markdown
 from maml_rl.sampling.rollouts import Rollouts
 
 RESULTS = Path(__file__).parent / "results" / "estimators"
@@ -181,18 +182,17 @@ def medians(problems: list[dict[str, list]], key: str) -> np.ndarray:
     return np.median([numbers[key] for numbers in problems], axis=0)
 
 
-def as_markdown(results: dict) -> str:
+def tables(results: dict) -> str:
     """A table for each kind of advantages, with a row for each estimator: bias ± standard deviation for each K."""
-    lines = []
+    found = []
     for kind, problems in results["problems"].items():
-        head = [kind, *(f"K = {k}" for k in results["num_rollouts"])]
-        rows = [head, ["---"] * len(head)]
+        rows = [[kind, *(f"K = {k}" for k in results["num_rollouts"])]]
         for name, biases, stds in zip(
             results["estimators"], medians(problems, "bias").T, medians(problems, "std").T, strict=True
         ):
             rows.append([name, *(f"{bias:.3f} ± {std:.2f}" for bias, std in zip(biases, stds, strict=True))])
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
-    return "\n".join(lines[:-1])
+        found.append(as_markdown(rows))
+    return "\n\n".join(found)
 
 
 def picture(results: dict) -> Figure:
@@ -241,7 +241,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "table.json").write_text(json.dumps(results, indent=1) + "\n")
     picture(results).savefig(RESULTS / "bias_and_std.png", dpi=110)
-    print(as_markdown(results))
+    print(tables(results))
 
 
 if __name__ == "__main__":

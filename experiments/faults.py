@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from maml_rl import Config, UserError, evaluate, train
 from maml_rl.cli import run
+from maml_rl.results.comparison import as_markdown
 from maml_rl.runs.files import write_json
 from maml_rl.runs.tensorboard import read_history
 
@@ -378,14 +379,14 @@ PARTS = {
 }
 
 
-def as_markdown(counts: dict[str, dict[str, dict[str, int]]]) -> str:
+def table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
     """A row for each kind of fault."""
-    rows = ["| part | fault | times | outcomes |", "| --- | --- | --- | --- |"]
+    rows = [["part", "fault", "times", "outcomes"]]
     for part, faults in counts.items():
         for fault, outcomes in faults.items():
             words = ", ".join(f"{outcome}: {n}" for outcome, n in outcomes.items())
-            rows.append(f"| {part} | {fault} | {sum(outcomes.values())} | {words} |")
-    return "\n".join(rows)
+            rows.append([part, fault, str(sum(outcomes.values())), words])
+    return as_markdown(rows)
 
 
 def main(
@@ -412,7 +413,7 @@ def main(
                 found.setdefault(fault, Counter())[outcome] += 1
                 counts[part] = {fault: dict(outcomes) for fault, outcomes in found.items()}
                 write_json(output, counts)
-    print(as_markdown(counts))
+    print(table(counts))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from maml_rl import Config, UserError
 from maml_rl.cli import run
 from maml_rl.methods import Method, method_of
 from maml_rl.policies import flatten
+from maml_rl.results.comparison import as_markdown
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_run
 from maml_rl.sampling.actors import Actor
@@ -120,20 +121,19 @@ def evaluated(run_dir: Path, num_tasks: int, seed: int, horizon: int = 500) -> d
     return found
 
 
-def as_markdown(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """A row for each manipulation, and one for the mean over them."""
-    rows = ["| tasks | manipulation | number | success before | success after | return after |"]
-    rows.append("| --- | --- | --- | --- | --- | --- |")
+    rows = [["tasks", "manipulation", "number", "success before", "success after", "return after"]]
     for split in ("train", "test"):
         by_name = found[split]
         for name, values in by_name.items():
-            numbers = f"{values['before']:.2f} | {values['success']:.2f} | {values['return']:.1f}"
-            rows.append(f"| {split} | {name} | {values['tasks']} | {numbers} |")
+            numbers = f"{values['before']:.2f}", f"{values['success']:.2f}", f"{values['return']:.1f}"
+            rows.append([split, name, str(values["tasks"]), *numbers])
         before, after, returns = (
             np.mean([values[key] for values in by_name.values()]) for key in ("before", "success", "return")
         )
-        rows.append(f"| {split} | mean | | {before:.2f} | {after:.2f} | {returns:.1f} |")
-    return "\n".join(rows)
+        rows.append([split, "mean", "", f"{before:.2f}", f"{after:.2f}", f"{returns:.1f}"])
+    return as_markdown(rows)
 
 
 def main(
@@ -150,7 +150,7 @@ def main(
     found = evaluated(run_dir, num_tasks, seed)
     if output is not None:
         write_json(output, found)
-    print(as_markdown(found))
+    print(table(found))
 
 
 if __name__ == "__main__":

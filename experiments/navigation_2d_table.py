@@ -11,6 +11,7 @@ import numpy as np
 from maml_rl.envs import make_vec
 from maml_rl.envs.navigation import STEP
 
+from maml_rl.results.comparison import as_markdown
 from maml_rl.sampling.streams import stream
 
 RESULTS = Path(__file__).parent / "results" / "navigation_2d" / "maml"
@@ -26,10 +27,7 @@ def fixed_distance_return(goals: np.ndarray, horizon: int, distance: float) -> f
 
 def seeds_table() -> str:
     """Markdown: a row for each seed."""
-    rows = [
-        "| seed | 0 steps | 1 step | 2 steps | 3 steps | untrained, 1 step | best fixed distance |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = [["seed", "0 steps", "1 step", "2 steps", "3 steps", "untrained, 1 step", "best fixed distance"]]
     for path in sorted(RESULTS.glob("seed*/evaluation.json")):
         results = json.loads(path.read_text())
         env = make_vec(results["env_id"], 1)
@@ -42,8 +40,8 @@ def seeds_table() -> str:
             for curve, steps in ((curves["maml"], slice(None)), (curves["random"], slice(1, 2)))
             for mean, (_, high) in zip(curve["mean"][steps], curve["ci95"][steps], strict=True)
         ]
-        rows.append(f"| {results['seed']} | {' | '.join(cells)} | {best:.2f} |")
-    return "\n".join(rows)
+        rows.append([str(results["seed"]), *cells, f"{best:.2f}"])
+    return as_markdown(rows)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import numpy as np
 import short_baselines
 import sinusoid_shots
 import tyro
-from benchmarks import scaling
 from gymnasium.envs.registration import load_env_creator
 from matplotlib.figure import Figure
 from PIL import Image
@@ -245,6 +244,12 @@ def benchmark_table(found: dict[str, dict[str, Any]]) -> str:
     return as_markdown(rows)
 
 
+def scaling_table(name: str) -> str:
+    """Markdown: a row for each size of the meta-batch."""
+    sizes = json.loads((RESULTS / f"{name}.json").read_text())["iterations"]
+    return as_markdown([[*sizes[0]], *([*map(str, size.values())] for size in sizes)]).replace("_", " ")
+
+
 def protocols_of(family: str, root: Path) -> dict[str, list[dict[str, Any]]]:
     """The results of a family's runs by Meta-World's own protocol, those of all seeds of each method."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -413,7 +418,7 @@ def all_tables() -> dict[str, str]:
         f"{path.parent.name} tuning": tuning_table(path.parent.name) for path in RESULTS.glob("*/tuning.json")
     }
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
-        found[name] = scaling.as_markdown(json.loads((RESULTS / f"{name}.json").read_text()))
+        found[name] = scaling_table(name)
     for name in ("benchmark_ended", "benchmark_rules", "benchmark_device"):
         found[name] = benchmark_table(json.loads((RESULTS / f"{name}.json").read_text()))
     found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
@@ -424,8 +429,8 @@ def all_tables() -> dict[str, str]:
         found["sinusoid shots"] = sinusoid_shots.committed_table()
     for family in SHORT:
         found[f"{family} totals"] = short_baselines.table(family)
-    found["faults"] = faults.as_markdown(json.loads((RESULTS / "faults.json").read_text()))
-    found["estimators"] = estimators.as_markdown(json.loads((estimators.RESULTS / "table.json").read_text()))
+    found["faults"] = faults.table(json.loads((RESULTS / "faults.json").read_text()))
+    found["estimators"] = estimators.tables(json.loads((estimators.RESULTS / "table.json").read_text()))
     evaluation = {
         "unit": "step",
         "tasks_seen": False,

@@ -217,7 +217,7 @@ def test_meta_world_s_own_protocol(tmp_path):
         assert 0 <= values["success"] <= 1
         assert values["return"] > 0
     assert found[0]["train"] != found[0]["test"]
-    assert "| test | mean |" in metaworld_protocol.as_markdown(found[0])
+    assert "| test | mean |" in metaworld_protocol.table(found[0])
 
 
 def test_the_most_probable_actions_are_the_same_with_any_seed(push):

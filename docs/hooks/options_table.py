@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from maml_rl import Config
+from maml_rl.results.comparison import as_markdown
 
 TITLES = {
     "method": "What is trained, and how",
@@ -22,13 +23,17 @@ def markdown() -> str:
     parts = []
     for scope, title in TITLES.items():
         rows = [
-            f"| `--{field.name.replace('_', '-')}` | {_default(field)} "
-            f"| {_allowed(annotations[field.name], field.metadata)} | {sentences[field.name]} |"
+            [
+                f"`--{field.name.replace('_', '-')}`",
+                _default(field),
+                _allowed(annotations[field.name], field.metadata),
+                sentences[field.name],
+            ]
             for field in dataclasses.fields(Config)
             if field.metadata["scope"] == scope
         ]
-        head = ["| option | default | allowed values | meaning |", "| --- | --- | --- | --- |"]
-        parts.append("\n".join([f"## {title} (scope `{scope}`)", "", *head, *rows]))
+        head = ["option", "default", "allowed values", "meaning"]
+        parts.append(f"## {title} (scope `{scope}`)\n\n{as_markdown([head, *rows])}")
     return "\n\n".join(parts)
 
 

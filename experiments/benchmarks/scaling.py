@@ -48,13 +48,6 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """The table of a report."""
-    rows = [list(report["iterations"][0]), ["---"] * len(report["iterations"][0])]
-    rows += [[str(value) for value in row.values()] for row in report["iterations"]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("_", " ")
-
-
 def main(
     env_id: str = "maml_rl/Navigation2D-v0",
     sizes: tuple[tuple[int, int, int], ...] = (
