@@ -1,5 +1,6 @@
 """Families of single Gymnasium environments: N of them in this process, or divided among worker processes."""
 
+import copy
 import logging
 import os
 import signal
@@ -7,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import gymnasium
@@ -14,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 
 from .family import Array, Bools, Floats, VectorFamily, in_words
 from .slots import Description, Slots, make_flat, refusal
@@ -88,6 +91,8 @@ class AdaptedVectorEnv(VectorFamily):
         make = partial(make_flat, spec, disable_env_checker=True, **kwargs)
         self._timeout = worker_timeout
         self._num_steps = 0  # in this episode, for messages
+        self._first = 0  # of the slots
+        self._shares: list[VectorFamily] = []
         self._workers: list[Worker] = []
         self._slots = Slots(0, np.zeros(2, np.int64))
         steps = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
@@ -103,15 +108,14 @@ class AdaptedVectorEnv(VectorFamily):
 
     def _start(self, make: partial[gymnasium.Env[Any, Any]], num_envs: int, num_workers: int) -> None:
         """Makes the environments, in this process or in workers."""
-        # If the numbers do not divide evenly, the last workers have one environment less.
-        split = np.array_split(np.arange(num_envs), max(1, num_workers))
-        shares = [share for share in split if share.size]
-        self._bounds = [int(share[0]) for share in shares[1:]]
+        processes = max(1, min(num_workers, num_envs))
+        firsts = [i * num_envs // processes for i in range(processes + 1)]
+        self._bounds = firsts[1:-1]
         log = _log.info if num_envs > 1 else _log.debug
         log("%s: making %d environments", self.name, num_envs)
         if num_workers:
-            for share in shares:
-                self._workers.append(Worker(make, int(share[0]), len(share)))
+            for first, end in pairwise(firsts):
+                self._workers.append(Worker(make, first, end - first))
             sizes = self._collect("make", self._workers)
         else:
             sizes = self._answers("make", [(make, num_envs)])
@@ -197,13 +201,37 @@ class AdaptedVectorEnv(VectorFamily):
         info = {"success": success} if reported.any() else {}
         return observations.copy(), rewards, terminated, truncated, info
 
+    def shares(self, num_tasks: int) -> list[VectorFamily]:
+        """Splits the workers into two halves. The policy can act in one while the other is stepped.
+
+        They stay whole if a task's environments would be separated, or if there is only one worker.
+        """
+        middle = len(self._workers) // 2
+        first = self._workers[middle].first - self._first if middle else 0
+        if not first or first % (self.num_envs // num_tasks):
+            return [self]
+        if not self._shares:
+            self._shares = [self._share(0, first), self._share(first, self.num_envs)]
+        return self._shares
+
+    def _share(self, first: int, end: int) -> "AdaptedVectorEnv":
+        """The environments from one to another, of which a worker has all of its own."""
+        share = copy.copy(self)
+        share.num_envs, share._first, share._shares = end - first, self._first + first, []
+        share.observation_space = batch_space(self.single_observation_space, share.num_envs)
+        share.action_space = batch_space(self.single_action_space, share.num_envs)
+        share._workers = [worker for worker in self._workers if first <= worker.first - self._first < end]
+        share._bounds = [worker.first - share._first for worker in share._workers[1:]]
+        share.tasks = self.tasks[first:end]
+        return share
+
     def snapshot(self, index: int) -> Array:
         """Renders one environment in its current state, (height, width, 3) uint8."""
         if not self._workers:
             return self._slots.render(index)
         number = int(np.searchsorted(self._bounds, index, side="right"))
         worker = self._workers[number]
-        worker.send("render", index - worker.first)
+        worker.send("render", index + self._first - worker.first)
         return np.asarray(self._receive(worker, "render"))
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -242,7 +270,7 @@ class AdaptedVectorEnv(VectorFamily):
             return [self._receive(worker, method) for worker in workers]
         except KeyboardInterrupt:
             # The next call must not receive answers that are still on their way.
-            self._end_workers()
+            self.abandon()
             raise
 
     def _receive(self, worker: Worker, method: str) -> Any:
@@ -264,7 +292,7 @@ class AdaptedVectorEnv(VectorFamily):
         if kind == "failed":
             self._stop(worker, method, *answer)
         if kind == "refused":
-            self._end_workers()
+            self.abandon()
             (error, message), trace = answer
             refused = error(message)
             refused.add_note(f"In a worker process:\n{trace}")
@@ -275,16 +303,21 @@ class AdaptedVectorEnv(VectorFamily):
         """Ends all workers and raises a `BrokenEnvironmentError`."""
         slot = int(worker.progress[1])
         trace = worker.trace() if trace is None else trace
-        self._end_workers()
+        self.abandon()
         raise self._failure(slot, method, what, trace)
 
-    def _end_workers(self) -> None:
+    def abandon(self) -> None:
+        """Ends the processes at once. The environments cannot be used any more."""
         for worker in self._workers:
             worker.end(at_once=True)
 
     def _failure(self, slot: int, method: str, what: str, trace: str) -> BrokenEnvironmentError:
         where = {"make": "__init__", "step": f"step {self._num_steps}"}.get(method, method)
-        task = f" with task {in_words(self.tasks[slot])}" if method in ("reset", "step", "render") else ""
+        task = (
+            f" with task {in_words(self.tasks[slot - self._first])}"
+            if method in ("reset", "step", "render")
+            else ""
+        )
         return BrokenEnvironmentError(
             f"{self.name}: environment {slot}{task} {what} in {where}; fix the environment. Its traceback:\n"
             f"{trace.rstrip()}"

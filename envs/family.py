@@ -133,6 +133,9 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         """
         return [self]
 
+    def abandon(self) -> None:
+        """Ends what other threads still do in `shares`, after an error. By default, they finish their episodes."""
+
     def snapshot(self, index: int) -> Array:
         """Renders one environment in its current state, (height, width, 3) uint8."""
         raise NotImplementedError

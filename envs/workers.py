@@ -47,6 +47,7 @@ class Worker:
                 "class in a module by a string, or set num_workers to 0."
             ) from error
         self.first = first
+        self._ending = threading.Lock()
         # These files have no name, so that nothing is left of them after a kill.
         self._trace = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the worker)
         ours, theirs = socket.socketpair()
@@ -89,15 +90,16 @@ class Worker:
 
     def end(self, at_once: bool = False) -> None:
         """Ends the process and all that its environments have started, by force after a second or `at_once`."""
-        if self.ended:
-            return
-        self.connection.close()  # the process ends when it notices this
-        if not at_once:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-        self._trace.close()
+        with self._ending:  # several threads may want to
+            if self.ended:
+                return
+            self.connection.close()  # the process ends when it notices this
+            if not at_once:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1.0)
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+            self._trace.close()
 
     @property
     def ended(self) -> bool:

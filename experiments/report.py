@@ -419,7 +419,7 @@ def all_tables() -> dict[str, str]:
     }
     for name in ("benchmark_scaling", "benchmark_scaling_half_cheetah"):
         found[name] = scaling_table(name)
-    for name in ("benchmark_ended", "benchmark_rules", "benchmark_device"):
+    for name in ("benchmark_ended", "benchmark_rules", "benchmark_device", "benchmark_workers"):
         found[name] = benchmark_table(json.loads((RESULTS / f"{name}.json").read_text()))
     found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
     found["oracles"] = oracles_table()

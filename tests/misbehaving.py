@@ -165,8 +165,12 @@ class TroubledEnv(gymnasium.Env):
                 os._exit(7)
             if self.trouble == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if self.trouble == "hang":
+            if self.trouble and self.trouble.startswith("interrupt"):
+                os.kill(int(self.trouble.split()[1]), signal.SIGINT)
+            if self.trouble and self.trouble.startswith(("hang", "interrupt")):
                 signal.pause()
+        if self.steps == 5 and self.task[0] < 0.1 and self.trouble == "hang, and raise elsewhere":
+            raise ZeroDivisionError("the friction is 0")
         reached = self.x > 2
         # An episode is over at 2; tasks above 0.5 count as a success near 1.
         info = {"success": float(self.task[0] > 0.5 and self.x > 1)}

@@ -13,10 +13,13 @@ import gymnasium
 import misbehaving
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+import torch
+from conftest import ROOT, TINY, collect
 from maml_rl.envs import BrokenEnvironmentError, check_family, make_vec
+from torch.utils._pytree import tree_leaves
 
 from maml_rl import Config, UserError, train
+from maml_rl.policies import flatten
 from maml_rl.runs import evaluation
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.families import make_env
@@ -43,6 +46,72 @@ def test_workers_do_what_this_process_does(num_workers, env_id):
     tasks = TASKS if "Troubled" in env_id else None
     for alone, shared in zip(episodes(0, env_id, tasks), episodes(num_workers, env_id, tasks), strict=True):
         np.testing.assert_array_equal(alone, shared)
+
+
+def collected(num_workers, tasks, exit_codes=None, **kwargs):
+    """Two rollouts of each task. After an error, `exit_codes` gets those of the workers; None runs still."""
+    env = make_vec("tests/Troubled-v0", 2 * len(tasks), 20, num_workers=num_workers, **kwargs)
+    policy = new_policy(Config(env_id="tests/Troubled-v0", hidden_sizes=(8,)))
+    thetas = flatten(policy).expand(len(tasks), -1)
+    try:
+        return collect(env, policy, thetas, np.array(tasks)[:, None], np.random.SeedSequence(0))
+    except BaseException:
+        exit_codes += [worker.process.poll() for worker in env._workers]
+        raise
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize(("num_workers", "sizes"), [(1, [8]), (2, [4, 4]), (3, [2, 6]), (4, [4, 4]), (7, [8])])
+def test_halves_of_the_workers_do_what_the_whole_does(num_workers, sizes):
+    env = make_vec("tests/Troubled-v0", 8, 20, num_workers=num_workers, render_mode="rgb_array")
+    shares = env.shares(4)
+    assert [share.num_envs for share in shares] == sizes
+    assert env.shares(4) == shares
+    assert env.shares(1) == [env]  # its environments stay together
+    tasks, actions = np.linspace(0.0, 0.7, 8)[:, None], np.random.default_rng(0).uniform(-1, 1, (8, 1))
+    results = []
+    for families in ([env], shares):
+        first, parts = 0, []
+        for family in families:
+            rows = slice(first, first := first + family.num_envs)
+            reset, _ = family.reset(seed=3 + rows.start, options={"task": tasks[rows]})
+            *step, info = family.step(actions[rows].astype(np.float32))
+            frames = np.stack([family.snapshot(i) for i in range(family.num_envs)])
+            parts.append([reset, *step, info["success"], frames])
+        results.append([np.concatenate(part) for part in zip(*parts, strict=True)])
+    env.close()
+    for whole, halves in zip(*results, strict=True):
+        np.testing.assert_array_equal(whole, halves)
+
+
+def test_rollouts_do_not_depend_on_the_number_of_workers():
+    tasks = np.linspace(0.0, 0.8, 6)
+    alone = collected(0, tasks)
+    for num_workers in (2, 3, 5):
+        for ours, theirs in zip(tree_leaves(collected(num_workers, tasks)), tree_leaves(alone), strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("hanging", [0, 3])
+def test_when_one_half_fails_the_other_ends(hanging):
+    """The environment of a task hangs forever in one half of the workers, and one raises in the other half."""
+    tasks, exit_codes = [0.5] * 4, []
+    tasks[hanging], tasks[3 - hanging] = 0.95, 0.05
+    with pytest.raises(UserError, match=rf"environment {2 * (3 - hanging)} with task \[0.05\] raised ZeroDiv"):
+        collected(2, tasks, exit_codes, trouble="hang, and raise elsewhere", worker_timeout=1000.0)
+    assert len(exit_codes) == 2
+    assert None not in exit_codes
+
+
+@pytest.mark.parametrize("hanging", [0, 3])
+def test_an_interrupt_ends_both_halves(hanging):
+    tasks, exit_codes = [0.5] * 4, []
+    tasks[hanging] = 0.95
+    with pytest.raises(KeyboardInterrupt):
+        collected(2, tasks, exit_codes, trouble=f"interrupt {os.getpid()}", worker_timeout=1000.0)
+    assert len(exit_codes) == 2
+    assert None not in exit_codes
 
 
 def test_seeds_reach_every_environment():

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
 
@@ -131,17 +131,20 @@ def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.rando
         rollouts = _episodes(env, actor, tasks, first_seed, action_seeds, first_task)
     else:
         firsts = np.cumsum([0] + [share.num_envs for share in shares]).tolist()
-        rows = [slice(i // num_rollouts, j // num_rollouts) for i, j in pairwise(firsts)]
-        arguments = (
-            shares,
-            [actor.rows(some) for some in rows],
-            [tasks[some] for some in rows],
-            [first_seed + first for first in firsts],
-            [action_seeds] * len(shares),
-            [first_task + some.start for some in rows],
-        )
         with ThreadPoolExecutor(len(shares)) as threads:
-            rollouts = tree_map(lambda *x: torch.cat(x), *threads.map(_episodes, *arguments))
+            try:
+                episodes = []
+                for share, (first, end) in zip(shares, pairwise(firsts), strict=True):
+                    rows = slice(first // num_rollouts, end // num_rollouts)
+                    seed, task = first_seed + first, first_task + rows.start
+                    arguments = share, actor.rows(rows), tasks[rows], seed, action_seeds, task
+                    episodes.append(threads.submit(_episodes, *arguments))
+                wait(episodes, return_when=FIRST_EXCEPTION)
+                parts = [episode.result() for episode in episodes if episode.done()]
+            except BaseException:
+                env.abandon()
+                raise
+        rollouts = tree_map(lambda *x: torch.cat(x), *parts)
     _require_finite(env, tasks, rollouts)
     return rollouts
 
