@@ -1,12 +1,13 @@
 """Families of single Gymnasium environments: N of them in this process, or divided among worker processes."""
 
+import contextlib
 import copy
 import logging
 import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -50,8 +51,7 @@ class AdaptedVectorEnv(VectorFamily):
         num_envs: The number of environments N.
         max_episode_steps: The horizon H. None means the registered one.
         render_mode: None or "rgb_array".
-        num_workers: The number of worker processes, or 0 to step the environments in this process. The results
-            do not depend on it.
+        num_workers: The number of worker processes, or 0 to step the environments in this process.
         worker_timeout: How many seconds one call of one environment may take in a worker.
         **kwargs: Arguments of the environment.
 
@@ -91,7 +91,6 @@ class AdaptedVectorEnv(VectorFamily):
         make = partial(make_flat, spec, disable_env_checker=True, **kwargs)
         self._timeout = worker_timeout
         self._num_steps = 0  # in this episode, for messages
-        self._first = 0  # of the slots
         self._shares: list[VectorFamily] = []
         self._workers: list[Worker] = []
         self._slots = Slots(0, np.zeros(2, np.int64))
@@ -110,13 +109,13 @@ class AdaptedVectorEnv(VectorFamily):
         """Makes the environments, in this process or in workers."""
         processes = max(1, min(num_workers, num_envs))
         firsts = [i * num_envs // processes for i in range(processes + 1)]
-        self._bounds = firsts[1:-1]
         log = _log.info if num_envs > 1 else _log.debug
         log("%s: making %d environments", self.name, num_envs)
         if num_workers:
-            for first, end in pairwise(firsts):
-                self._workers.append(Worker(make, first, end - first))
-            sizes = self._collect("make", self._workers)
+            with self._interruptible():
+                for first, end in pairwise(firsts):
+                    self._workers.append(Worker(make, first, end - first))
+                sizes = [self._receive(worker, "make") for worker in self._workers]
         else:
             sizes = self._answers("make", [(make, num_envs)])
         log("%s: the environments take %.0f MB of memory", self.name, sum(sizes) / 1e6)
@@ -204,26 +203,35 @@ class AdaptedVectorEnv(VectorFamily):
     def shares(self, num_tasks: int) -> list[VectorFamily]:
         """Splits the workers into two halves. The policy can act in one while the other is stepped.
 
-        They stay whole if a task's environments would be separated, or if there is only one worker.
+        Returns only itself if a task's environments would be separated, or if there is only one worker.
         """
         middle = len(self._workers) // 2
-        first = self._workers[middle].first - self._first if middle else 0
-        if not first or first % (self.num_envs // num_tasks):
+        if not middle or self._workers[middle].first % (self.num_envs // num_tasks):
             return [self]
+        self._observations = np.empty(0)  # needs a reset
         if not self._shares:
-            self._shares = [self._share(0, first), self._share(first, self.num_envs)]
+            self._shares = [self._share(self._workers[:middle]), self._share(self._workers[middle:])]
         return self._shares
 
-    def _share(self, first: int, end: int) -> "AdaptedVectorEnv":
-        """The environments from one to another, of which a worker has all of its own."""
+    def _share(self, workers: list[Worker]) -> "AdaptedVectorEnv":
+        """Makes a family of the environments of some workers."""
         share = copy.copy(self)
-        share.num_envs, share._first, share._shares = end - first, self._first + first, []
+        share._workers, share._shares = workers, []
+        first, share.num_envs = workers[0].first, sum(worker.num_envs for worker in workers)
         share.observation_space = batch_space(self.single_observation_space, share.num_envs)
         share.action_space = batch_space(self.single_action_space, share.num_envs)
-        share._workers = [worker for worker in self._workers if first <= worker.first - self._first < end]
-        share._bounds = [worker.first - share._first for worker in share._workers[1:]]
-        share.tasks = self.tasks[first:end]
+        share.tasks = self.tasks[first : first + share.num_envs]
         return share
+
+    @property
+    def _first(self) -> int:
+        """The number of the first environment among those of all shares."""
+        return self._workers[0].first if self._workers else 0
+
+    @property
+    def _bounds(self) -> list[int]:
+        """Where the environments of each worker but the first begin."""
+        return [worker.first - self._first for worker in self._workers[1:]]
 
     def snapshot(self, index: int) -> Array:
         """Renders one environment in its current state, (height, width, 3) uint8."""
@@ -231,8 +239,9 @@ class AdaptedVectorEnv(VectorFamily):
             return self._slots.render(index)
         number = int(np.searchsorted(self._bounds, index, side="right"))
         worker = self._workers[number]
-        worker.send("render", index + self._first - worker.first)
-        return np.asarray(self._receive(worker, "render"))
+        with self._interruptible():
+            worker.send("render", index + self._first - worker.first)
+            return np.asarray(self._receive(worker, "render"))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the environments, and ends the processes."""
@@ -261,15 +270,17 @@ class AdaptedVectorEnv(VectorFamily):
                 f"{self.name}: its worker processes have ended; make the environments again."
             )
         workers = self._workers[: len(shares)]
-        for worker, share in zip(workers, shares, strict=True):
-            worker.send(method, *share)
-        return self._collect(method, workers)
-
-    def _collect(self, method: str, workers: Sequence[Worker]) -> list[Any]:
-        try:
+        with self._interruptible():
+            for worker, share in zip(workers, shares, strict=True):
+                worker.send(method, *share)
             return [self._receive(worker, method) for worker in workers]
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ends the workers after Ctrl-C. The next call must not receive answers that are still on their way."""
+        try:
+            yield
         except KeyboardInterrupt:
-            # The next call must not receive answers that are still on their way.
             self.abandon()
             raise
 
@@ -300,7 +311,7 @@ class AdaptedVectorEnv(VectorFamily):
         return answer
 
     def _stop(self, worker: Worker, method: str, what: str, trace: str | None = None) -> NoReturn:
-        """Ends all workers and raises a `BrokenEnvironmentError`."""
+        """Ends the workers and raises a `BrokenEnvironmentError`."""
         slot = int(worker.progress[1])
         trace = worker.trace() if trace is None else trace
         self.abandon()
@@ -308,6 +319,8 @@ class AdaptedVectorEnv(VectorFamily):
 
     def abandon(self) -> None:
         """Ends the processes at once. The environments cannot be used any more."""
+        for worker in self._workers:
+            worker.kill()
         for worker in self._workers:
             worker.end(at_once=True)
 

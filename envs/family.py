@@ -126,7 +126,9 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         return None
 
     def shares(self, num_tasks: int) -> list["VectorFamily"]:
-        """Splits the environments into families that separate threads can step. They replace this one.
+        """Splits the environments into families that separate threads can step.
+
+        This family must be reset before it is used again.
 
         Args:
             num_tasks: The number of tasks M. The N / M environments of a task stay together.

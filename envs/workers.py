@@ -32,6 +32,7 @@ class Worker:
 
     Attributes:
         first: The slot of its first environment.
+        num_envs: How many environments it has.
         connection: Takes (a method of `Slots`, its arguments). Returns ("done", result), ("failed", (what
             happened, traceback)), or ("refused", ((type of error, message), traceback)) from `make`. The
             constructor sends the call of `make`.
@@ -46,7 +47,7 @@ class Worker:
                 f"{make.args[0].id}: the environment cannot be made in another process ({error}); register its "
                 "class in a module by a string, or set num_workers to 0."
             ) from error
-        self.first = first
+        self.first, self.num_envs = first, num_envs
         self._ending = threading.Lock()
         # These files have no name, so that nothing is left of them after a kill.
         self._trace = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the worker)
@@ -90,16 +91,22 @@ class Worker:
 
     def end(self, at_once: bool = False) -> None:
         """Ends the process and all that its environments have started, by force after a second or `at_once`."""
-        with self._ending:  # several threads may want to
+        with self._ending:  # several threads may end the same worker
             if self.ended:
                 return
-            self.connection.close()  # the process ends when it notices this
             if not at_once:
+                self.connection.close()  # the process ends when it notices this
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(1.0)
             self._signal(signal.SIGKILL)
             self.process.wait()
+            self.connection.close()
             self._trace.close()
+
+    def kill(self) -> None:
+        """Kills the process, unless it was ended. What waits for its answer then gets an error."""
+        if not self.ended:
+            self._signal(signal.SIGKILL)
 
     @property
     def ended(self) -> bool:

@@ -232,14 +232,14 @@ gymnasium.register("tests/Slow-v0", entry_point="misbehaving:SlowEnv", max_episo
 
 
 class SuccessOnceEnv(TroubledEnv):
-    """Success at step 2 alone, where the task is above 0.5; tests are on one task of their own."""
+    """Success at step 2 alone, where the task is above 0.5; never says no. Tests are on one task of their own."""
 
     def sample_test_tasks(self, num_tasks, rng):
         return np.full((num_tasks, 1), 0.75)
 
     def step(self, action):
         *step, _ = super().step(action)
-        return *step, {"success": self.steps == 2 and self.task[0] > 0.5}
+        return *step, {"success": True} if self.steps == 2 and self.task[0] > 0.5 else {}
 
 
 gymnasium.register("tests/SuccessOnce-v0", entry_point="misbehaving:SuccessOnceEnv", max_episode_steps=20)

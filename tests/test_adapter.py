@@ -48,15 +48,19 @@ def test_workers_do_what_this_process_does(num_workers, env_id):
         np.testing.assert_array_equal(alone, shared)
 
 
-def collected(num_workers, tasks, exit_codes=None, **kwargs):
-    """Two rollouts of each task. After an error, `exit_codes` gets those of the workers; None runs still."""
-    env = make_vec("tests/Troubled-v0", 2 * len(tasks), 20, num_workers=num_workers, **kwargs)
-    policy = new_policy(Config(env_id="tests/Troubled-v0", hidden_sizes=(8,)))
+def collected(num_workers, tasks, env_id="tests/Troubled-v0", exit_codes=None, **kwargs):
+    """Two rollouts of each task. After an error, the list `exit_codes` gets those of the workers.
+
+    An exit code of None means that the worker still runs.
+    """
+    env = make_vec(env_id, 2 * len(tasks), 20, num_workers=num_workers, **kwargs)
+    policy = new_policy(Config(env_id=env_id, hidden_sizes=(8,)))
     thetas = flatten(policy).expand(len(tasks), -1)
     try:
         return collect(env, policy, thetas, np.array(tasks)[:, None], np.random.SeedSequence(0))
     except BaseException:
-        exit_codes += [worker.process.poll() for worker in env._workers]
+        if exit_codes is not None:
+            exit_codes += [worker.process.poll() for worker in env._workers]
         raise
     finally:
         env.close()
@@ -67,7 +71,6 @@ def test_halves_of_the_workers_do_what_the_whole_does(num_workers, sizes):
     env = make_vec("tests/Troubled-v0", 8, 20, num_workers=num_workers, render_mode="rgb_array")
     shares = env.shares(4)
     assert [share.num_envs for share in shares] == sizes
-    assert env.shares(4) == shares
     assert env.shares(1) == [env]  # its environments stay together
     tasks, actions = np.linspace(0.0, 0.7, 8)[:, None], np.random.default_rng(0).uniform(-1, 1, (8, 1))
     results = []
@@ -80,16 +83,24 @@ def test_halves_of_the_workers_do_what_the_whole_does(num_workers, sizes):
             frames = np.stack([family.snapshot(i) for i in range(family.num_envs)])
             parts.append([reset, *step, info["success"], frames])
         results.append([np.concatenate(part) for part in zip(*parts, strict=True)])
+    assert env.shares(4) == shares
+    if len(shares) > 1:
+        with pytest.raises(gymnasium.error.ResetNeeded):  # its environments have gone on without it
+            env.step(actions.astype(np.float32))
     env.close()
     for whole, halves in zip(*results, strict=True):
         np.testing.assert_array_equal(whole, halves)
 
 
-def test_rollouts_do_not_depend_on_the_number_of_workers():
+@pytest.mark.parametrize("env_id", ["tests/Troubled-v0", "tests/SuccessOnce-v0"])
+def test_rollouts_do_not_depend_on_the_number_of_workers(env_id):
     tasks = np.linspace(0.0, 0.8, 6)
-    alone = collected(0, tasks)
+    alone = collected(0, tasks, env_id)
+    assert alone.success.mean(1).tolist() == [0, 0, 0, 0, 1, 1] or env_id == "tests/Troubled-v0"
     for num_workers in (2, 3, 5):
-        for ours, theirs in zip(tree_leaves(collected(num_workers, tasks)), tree_leaves(alone), strict=True):
+        for ours, theirs in zip(
+            tree_leaves(collected(num_workers, tasks, env_id)), tree_leaves(alone), strict=True
+        ):
             torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
@@ -99,7 +110,7 @@ def test_when_one_half_fails_the_other_ends(hanging):
     tasks, exit_codes = [0.5] * 4, []
     tasks[hanging], tasks[3 - hanging] = 0.95, 0.05
     with pytest.raises(UserError, match=rf"environment {2 * (3 - hanging)} with task \[0.05\] raised ZeroDiv"):
-        collected(2, tasks, exit_codes, trouble="hang, and raise elsewhere", worker_timeout=1000.0)
+        collected(2, tasks, exit_codes=exit_codes, trouble="hang, and raise elsewhere", worker_timeout=1000.0)
     assert len(exit_codes) == 2
     assert None not in exit_codes
 
@@ -109,7 +120,7 @@ def test_an_interrupt_ends_both_halves(hanging):
     tasks, exit_codes = [0.5] * 4, []
     tasks[hanging] = 0.95
     with pytest.raises(KeyboardInterrupt):
-        collected(2, tasks, exit_codes, trouble=f"interrupt {os.getpid()}", worker_timeout=1000.0)
+        collected(2, tasks, exit_codes=exit_codes, trouble=f"interrupt {os.getpid()}", worker_timeout=1000.0)
     assert len(exit_codes) == 2
     assert None not in exit_codes
 

@@ -55,7 +55,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
     """
     parameters = unflatten(policy, theta)
     if not as_made(policy):
-        # A copy, because functional_call changes the module during the call, and the two halves of a MuJoCo
+        # A copy, because functional_call changes the module during the call, and the two halves of a
         # family are collected by two threads.
         own = copy.deepcopy(policy).cpu()
         batched = vmap(lambda parameters, observations: functional_call(own, parameters, (observations,)))

@@ -1,8 +1,8 @@
-"""Collecting rollouts in all environments in lock step, each task with its own policy."""
+"""Collecting rollouts in all environments at once, each task with its own policy."""
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import pairwise
 from typing import Any
 
@@ -113,10 +113,15 @@ def collect_rollouts(
     # with them, and at 0.75 without.
     with torch_threads(1):
         if rounds == 1:
-            return _collect_once(env, actor, tasks, seeds)
-        parts = [_collect_once(env, actor, tasks, part) for part in seeds.spawn(rounds)]
-    joined = tree_map(lambda *x: torch.cat(x, 1), *(part._replace(advantage_scale=part.mask) for part in parts))
-    rollouts: Rollouts = joined._replace(advantage_scale=parts[0].advantage_scale)  # which has no axis of rollouts
+            rollouts = _collect_once(env, actor, tasks, seeds)
+        else:
+            parts = [_collect_once(env, actor, tasks, part) for part in seeds.spawn(rounds)]
+            without = (part._replace(advantage_scale=part.mask) for part in parts)  # it has no axis of rollouts
+            joined = tree_map(lambda *x: torch.cat(x, 1), *without)
+            rollouts = joined._replace(advantage_scale=parts[0].advantage_scale)
+    if not rollouts.success.isnan().all():
+        # Some environments report success, but not failure. In some rounds and shares, none of them succeeds.
+        rollouts = rollouts._replace(success=rollouts.success.nan_to_num())
     return rollouts
 
 
@@ -139,12 +144,12 @@ def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.rando
                     seed, task = first_seed + first, first_task + rows.start
                     arguments = share, actor.rows(rows), tasks[rows], seed, action_seeds, task
                     episodes.append(threads.submit(_episodes, *arguments))
-                wait(episodes, return_when=FIRST_EXCEPTION)
-                parts = [episode.result() for episode in episodes if episode.done()]
+                for episode in as_completed(episodes):
+                    episode.result()  # raises the first error, without waiting for the other share
             except BaseException:
                 env.abandon()
                 raise
-        rollouts = tree_map(lambda *x: torch.cat(x), *parts)
+        rollouts = tree_map(lambda *x: torch.cat(x), *(episode.result() for episode in episodes))
     _require_finite(env, tasks, rollouts)
     return rollouts
 
