@@ -137,6 +137,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "learned_advantage": {"inner_advantage": "learned"},
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
+            "rl2": {**RL2, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
         }
         for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir")
     },
