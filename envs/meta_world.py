@@ -140,7 +140,7 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
         kind = self._classes[name]
         if not isinstance(self._inner, kind):
             self.close()
-            self._inner = fast(kind)(render_mode=self.render_mode)
+            self._inner = fast(kind)(render_mode=self.render_mode, camera_name="corner2")
         length = self._inner._random_reset_space.low.size
         data = {"rand_vec": task[1 : 1 + length], "env_cls": kind, "partially_observable": True}
         self._inner.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(data)))
@@ -152,7 +152,13 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
 
     def render(self) -> Array | None:
         """Renders a picture, (480, 480, 3) uint8. Returns None without a render mode."""
-        return None if self.render_mode is None else self._inner.render()
+        if self.render_mode is None:
+            return None
+        viewer = self._inner.mujoco_renderer.viewer
+        if viewer is not None:
+            viewer.make_context_current()  # or it would draw with the meshes of another manipulation
+        picture: Array = self._inner.render()[::-1, ::-1]  # this camera hangs upside down
+        return picture
 
     def close(self) -> None:
         """Closes Meta-World's environment."""

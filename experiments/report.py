@@ -2,7 +2,7 @@
 
 Writes the tables into README.md and the pages under docs/, between `<!-- table: NAME -->` and `<!-- end -->`.
 Draws adaptation.png and learning.png into each family's folder. From a MAML run's checkpoint, it draws what the
-robot or the point does before and after adaptation: rollouts.png or strip.png.
+robot or the point does before and after adaptation: rollouts.png, strip.png or film.webp.
 """
 
 import dataclasses
@@ -271,6 +271,10 @@ def protocol_table(root: Path = RESULTS) -> str:
                 for key in ("before", "success")
             ]
             rows.append([f"`{family}`", name, str(len(found)), *cells])
+    rows += [
+        ["`ml10`", f"{name}, as published", "", "", f"{train:.2f}", "", f"{test:.2f}"]
+        for name, (train, test) in published.ML10_SUCCESS.items()
+    ]
     return as_markdown(rows)
 
 
@@ -374,12 +378,20 @@ def strip(config: Config, policy: nn.Module) -> np.ndarray:
     return np.concatenate([np.concatenate(list(row), axis=1) for row in (before, after)], axis=0)
 
 
+def write_film(path: Path, config: Config, policy: nn.Module) -> None:
+    """A small film of five held-out tasks, before adaptation at the left, after one step at the right."""
+    frames, _ = adaptation_video(policy, dataclasses.replace(config, eval_num_steps=1), num_tasks=5)
+    first, *others = [Image.fromarray(frame).reduce(4) for frame in frames[::2]]
+    first.save(path, save_all=True, append_images=others, duration=80, loop=0, quality=60, method=6)
+
+
 def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]) -> None:
     """All pictures of a family."""
     write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
     write_figure(folder / "learning.png", learning_figure(env_id, runs))
     protocols = protocols_of(folder.name, folder.parent)
-    if any(len(found[0]["train"]) > 1 for found in protocols.values()):  # several manipulations
+    several = any(len(found[0]["train"]) > 1 for found in protocols.values())  # manipulations
+    if several:
         write_figure(folder / "success.png", success_figure(protocols))
     if folder.name in WITHOUT_PICTURE:
         return
@@ -392,6 +404,8 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     if native and hasattr(load_env_creator(str(native)), "plot_rollouts"):
         with held_out(policy, state.theta, config) as (env, tasks, batches):
             write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(batches), "step"))
+    elif several:
+        write_film(folder / "film.webp", config, policy)
     else:  # the family cannot draw its rollouts, but films them
         Image.fromarray(strip(config, policy)).quantize(128).save(folder / "strip.png", optimize=True)
 

@@ -30,6 +30,19 @@ def push():
     env.close()
 
 
+def test_a_picture_does_not_depend_on_what_else_is_rendered():
+    """Each manipulation has meshes of its own, and their pictures take turns in films."""
+    kinds = [{"task_name": "drawer-open-v3"}, {"task_name": "reach-v3"}]
+    envs = [make_vec("maml_rl/ML1-v0", 1, 10, render_mode="rgb_array", **kind) for kind in kinds]
+    for env in envs:
+        env.reset(seed=0)
+    alone = [env.snapshot(0) for env in envs]  # a renderer's first picture has a context of its own
+    assert all(picture.std() > 1 for picture in alone)
+    for env, picture in zip(envs, alone, strict=True):
+        np.testing.assert_array_equal(env.snapshot(0), picture)
+        env.close()
+
+
 def test_train_and_test_tasks_are_the_benchmark_s_own(push):
     benchmark = metaworld.ML1("push-v3", seed=0)
     drawn = {

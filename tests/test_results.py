@@ -48,7 +48,7 @@ def test_every_family_has_a_page_with_its_pictures(family):
     name = next((page for start, page in several.items() if family.startswith(start)), family)
     page = (ROOT / f"docs/results/{name}.md").read_text()
     behaviour = "rollouts.png" if family.endswith("navigation_2d") else "strip.png"
-    behaviour = {"sinusoid": "fits.png"}.get(family, behaviour)
+    behaviour = {"sinusoid": "fits.png", "ml10": "film.webp"}.get(family, behaviour)
     # Letters do not move, and the checkpoint of push is not committed.
     filmed = not family.startswith("glyphs") and family not in ("ml1_push", *report.WITHOUT_PICTURE)
     for picture in ("adaptation.png", "learning.png", behaviour)[: 3 if filmed else 2]:

@@ -1,8 +1,8 @@
-"""Returns that the authors of the MAML paper published, for comparison.
+"""Results that others published, for comparison.
 
-Source: the result files published with the original implementation of Finn et al., "Model-Agnostic Meta-
-Learning for Fast Adaptation of Deep Networks", arXiv:1703.03400, figures 4 and 5: mean undiscounted returns
-on 40 held-out tasks after 0, 1, 2, 3 gradient steps. The oracle is given the task and does not adapt. The
+Source of the returns: the result files published with the original implementation of Finn et al.,
+"Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", arXiv:1703.03400, figures 4 and 5: mean
+undiscounted returns on 40 held-out tasks after 0, 1, 2, 3 gradient steps. The oracle is given the task and does not adapt. The
 locomotion families used rllab's MuJoCo models, which differ from Gymnasium's (other time step, no frame skip,
 horizon 200), so compare scores and not returns.
 """
@@ -42,6 +42,14 @@ RETURNS: dict[str, dict[str, list[float]]] = {
         "random": [3.11, 9.25, 15.96, 26.11],
         "oracle": [524.8],
     },
+}
+
+# Shares of success on ML10's training and test tasks after adaptation. Sources: Yu et al., "Meta-World",
+# arXiv:1910.10897 v2, table 1 (there "average maximum success rate"), and arXiv:2511.12383.
+ML10_SUCCESS: dict[str, tuple[float, float]] = {
+    "MAML, arXiv:1910.10897": (0.444, 0.316),
+    "RL², arXiv:1910.10897": (0.869, 0.358),
+    "MAML with TRPO, arXiv:2511.12383": (0.21, 0.132),
 }
 
 

@@ -53,14 +53,15 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
     with held_out(policy, flatten(policy), config) as (env, tasks, phases):
         num_tasks = min(num_tasks, len(tasks))
         batches = [tree_map(lambda x: x[:num_tasks], batch) for batch in phases]
+        env_fps = env.metadata["render_fps"]
     if batches[0].targets:
         raise UserError(f"This run of {config.env_id} learns from examples, and has no episodes to film.")
     last, unit = len(batches) - 1, method_of(config).unit
+    stride = math.ceil(env_fps / _MAX_FPS)
     columns = [
-        _column(config, tasks[:num_tasks], batches[k], k, title)
+        _column(config, tasks[:num_tasks], batches[k], k, title, stride)
         for k, title in ((0, "before adaptation"), (last, f"after {last} {unit}{'s' * (last != 1)}"))
     ]
-    env_fps = env.metadata["render_fps"]
     length = max(len(frames) for column in columns for frames in column)
     rows = [
         [
@@ -68,13 +69,14 @@ def adaptation_video(policy: nn.Module, config: Config, num_tasks: int) -> tuple
         ]  # after its end, a rollout shows its last frame
         for row in zip(*columns, strict=True)
     ]
-    stride = math.ceil(env_fps / _MAX_FPS)
     video = np.concatenate([np.concatenate(pair, axis=2) for pair in rows], axis=1)
-    return video[::stride], round(env_fps / stride)
+    return video, round(env_fps / stride)
 
 
-def _column(config: Config, tasks: Array, batch: Rollouts, phase: int, title: str) -> list[list[Array]]:
-    """Repeats the first rollout of each task, with a captioned frame of every step.
+def _column(
+    config: Config, tasks: Array, batch: Rollouts, phase: int, title: str, stride: int
+) -> list[list[Array]]:
+    """Repeats the first rollout of each task, with a captioned frame of every `stride` steps.
 
     The same seeds and actions give the same rollouts.
     """
@@ -96,8 +98,9 @@ def _column(config: Config, tasks: Array, batch: Rollouts, phase: int, title: st
                             f"{config.env_id} does not repeat itself with the same seeds and actions, so its "
                             "rollouts cannot be filmed; let reset(seed=...) seed all of its randomness."
                         )
-                    caption = f"{title}: return {returns[i, t]:.1f}\ntask {in_words(np.round(task, 2))}"
-                    column[i].append(_captioned(env.snapshot(i), caption))
+                    if t % stride == 0:
+                        caption = f"{title}: return {returns[i, t]:.1f}\ntask {in_words(np.round(task, 2))}"
+                        column[i].append(_captioned(env.snapshot(i), caption))
     except (BrokenEnvironmentError, gymnasium.error.DependencyNotInstalled) as error:
         raise UserError(f"{config.env_id} cannot be rendered here: {error}") from error
     finally:
