@@ -2,9 +2,9 @@
 
 Source of the returns: the result files published with the original implementation of Finn et al.,
 "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", arXiv:1703.03400, figures 4 and 5: mean
-undiscounted returns on 40 held-out tasks after 0, 1, 2, 3 gradient steps. The oracle is given the task and does not adapt. The
-locomotion families used rllab's MuJoCo models, which differ from Gymnasium's (other time step, no frame skip,
-horizon 200), so compare scores and not returns.
+undiscounted returns on 40 held-out tasks after 0, 1, 2, 3 gradient steps. The oracle is given the task and does
+not adapt. The locomotion families used rllab's MuJoCo models, which differ from Gymnasium's (other time step, no
+frame skip, horizon 200), so compare scores and not returns.
 """
 
 from ..sampling.spaces import Array
