@@ -283,7 +283,7 @@ def phase_scalars(group: str, sums: Sequence[PhaseSums]) -> dict[str, float]:
     for k, phase in enumerate(sums):
         scalars[f"{group}/return_step_{k}"] = phase.returns / phase.tasks
         if phase.judged:
-            scalars[f"{group}/success_step_{k}"] = phase.successes / phase.judged
+            scalars[f"{group}/success_step_{k}"] = phase.successes / phase.rollouts
         if phase.failed:
             scalars[f"{group}/failed_step_{k}"] = phase.failed / phase.rollouts
     return scalars

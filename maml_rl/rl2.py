@@ -22,7 +22,7 @@ from .policies.ready_made import flat_size, is_image, make_head
 from .sampling.actors import Actor
 from .sampling.advantages import with_advantages
 from .sampling.collect import collect_phase
-from .sampling.rollouts import Rollouts, map_steps
+from .sampling.rollouts import Rollouts, known_success, map_steps
 from .sampling.spaces import Array
 
 
@@ -205,7 +205,7 @@ def as_trials(batches: Sequence[Rollouts]) -> Rollouts:
         x = torch.cat(steps, 2)
         return x.gather(2, order.reshape(*order.shape, *[1] * (x.ndim - 3)).expand_as(x))
 
-    success = torch.stack([batch.success for batch in batches]).amax(0)
+    success = known_success(torch.stack([batch.success for batch in batches])).amax(0)
     failed = torch.stack([batch.failed for batch in batches]).any(0)
     return Rollouts(
         **map_steps(joined, *batches), advantage_scale=batches[0].advantage_scale, success=success, failed=failed

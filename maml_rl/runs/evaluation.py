@@ -24,7 +24,7 @@ from ..methods import Method, curve_name, method_of
 from ..policies import flatten
 from ..sampling.collect import require_simulations
 from ..sampling.families import given_tasks, is_native, make_env, require_memory, sample_tasks
-from ..sampling.rollouts import Rollouts
+from ..sampling.rollouts import Rollouts, known_success
 from ..sampling.spaces import Array
 from ..sampling.streams import TaskStreams, numpy_generator, stream
 from .checkpoint import State
@@ -262,14 +262,15 @@ def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str
     returns, success, seen = [], [], [0.0]
     for batch in batches:
         returns.append(ranks.gathered(batch.returns().double(), len(tasks)).numpy())
-        success.append(ranks.gathered(batch.success.double().mean(-1), len(tasks)).numpy())
+        success.append(ranks.gathered(batch.success.double().mean(-1), len(tasks)))
         learners = batch.mask.shape[1] if method.independent_learners else 1
         new = int(ranks.total(batch.mask.sum())) / len(tasks) / learners
         seen.append(
             seen[1] if batch.targets and len(seen) > 1 else seen[-1] + new
         )  # all steps use the same examples
     result: dict[str, Any] = {"env_steps": seen[:-1]}
-    for prefix, by_task in (("", np.stack(returns, axis=1)), ("success_", np.stack(success, axis=1))):
+    succeeded = known_success(torch.stack(success, dim=1)).numpy()
+    for prefix, by_task in (("", np.stack(returns, axis=1)), ("success_", succeeded)):
         if not np.isnan(by_task).any():
             mean, ci95 = mean_and_interval(by_task, tasks)
             result |= {

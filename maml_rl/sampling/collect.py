@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..policies import Distribution
 from .actors import Actor
 from .advantages import with_advantages
-from .rollouts import Rollouts, map_steps
+from .rollouts import Rollouts, known_success, map_steps
 from .spaces import Array, action_map, encode
 from .streams import ActionNoise, integer_seed, whole_batch
 from .threads import torch_threads
@@ -119,10 +119,7 @@ def collect_rollouts(
             without = (part._replace(advantage_scale=part.mask) for part in parts)  # it has no axis of rollouts
             joined = tree_map(lambda *x: torch.cat(x, 1), *without)
             rollouts = joined._replace(advantage_scale=parts[0].advantage_scale)
-    if not rollouts.success.isnan().all():
-        # Some environments report success, but not failure. In some rounds and shares, none of them succeeds.
-        rollouts = rollouts._replace(success=rollouts.success.nan_to_num())
-    return rollouts
+    return rollouts._replace(success=known_success(rollouts.success))
 
 
 def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.random.SeedSequence) -> Rollouts:

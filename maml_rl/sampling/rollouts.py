@@ -58,6 +58,14 @@ class Rollouts(NamedTuple):
 _OF_ROLLOUTS = {"advantage_scale", "success", "failed"}
 
 
+def known_success(success: Tensor) -> Tensor:
+    """Returns success with 0 in place of NaN, or all NaN if the family does not report it.
+
+    Some environments report success, but never failure. In some parts of a batch, none of them succeeds.
+    """
+    return success if success.isnan().all() else success.nan_to_num()
+
+
 def map_steps(function: Callable[..., Tensor], *batches: Rollouts) -> dict[str, Any]:
     """Applies a function to every tensor with an axis of steps, of all batches together.
 
