@@ -17,7 +17,6 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 
 from .family import Array, Bools, Floats, VectorFamily, in_words
 from .slots import Description, Slots, make_flat, refusal
@@ -217,10 +216,8 @@ class AdaptedVectorEnv(VectorFamily):
         """Makes a family of the environments of some workers."""
         share = copy.copy(self)
         share._workers, share._shares = workers, []
-        first, share.num_envs = workers[0].first, sum(worker.num_envs for worker in workers)
-        share.observation_space = batch_space(self.single_observation_space, share.num_envs)
-        share.action_space = batch_space(self.single_action_space, share.num_envs)
-        share.tasks = self.tasks[first : first + share.num_envs]
+        share._set_size(sum(worker.num_envs for worker in workers))
+        share.tasks = self.tasks[share._first : share._first + share.num_envs]
         return share
 
     @property

@@ -70,11 +70,15 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
 
     def _resize(self, num_envs: int) -> None:
         """Sets everything that depends on the number of environments, as if the object were new."""
+        self._set_size(num_envs)
+        first = self.checked_tasks(self.sample_tasks(1, np.random.default_rng(0)), 1, "the result of sample_tasks")
+        self.tasks = np.repeat(first, num_envs, axis=0)
+
+    def _set_size(self, num_envs: int) -> None:
+        """Sets the number of environments, and the spaces of all of them together."""
         self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        first = self.checked_tasks(self.sample_tasks(1, np.random.default_rng(0)), 1, "the result of sample_tasks")
-        self.tasks = np.repeat(first, num_envs, axis=0)
 
     @property
     def name(self) -> str:

@@ -42,8 +42,9 @@ from maml_rl.results.comparison import (
     step_names,
 )
 from maml_rl.results.plots import rollouts_figure, write_figure
-from maml_rl.results.video import adaptation_video
+from maml_rl.results.video import adaptation_video, animation
 from maml_rl.runs.evaluation import held_out
+from maml_rl.runs.files import write_atomically
 from maml_rl.runs.folder import load_config, load_run
 
 RESULTS = Path(__file__).parent / "results"
@@ -380,9 +381,8 @@ def strip(config: Config, policy: nn.Module) -> np.ndarray:
 
 def write_film(path: Path, config: Config, policy: nn.Module) -> None:
     """A small film of five held-out tasks, before adaptation at the left, after one step at the right."""
-    frames, _ = adaptation_video(policy, dataclasses.replace(config, eval_num_steps=1), num_tasks=5)
-    first, *others = [Image.fromarray(frame).reduce(4) for frame in frames[::2]]
-    first.save(path, save_all=True, append_images=others, duration=80, loop=0, quality=60, method=6)
+    frames, fps = adaptation_video(policy, dataclasses.replace(config, eval_num_steps=1), num_tasks=5)
+    write_atomically(path, animation(frames, fps, 4, "WEBP"))
 
 
 def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]) -> None:

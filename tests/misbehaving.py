@@ -16,7 +16,13 @@ from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
 
 # What the tests of every family leave out.
 ON_PURPOSE = {"tests/NanAfterEnd-v0", "tests/NoWay-v0", "tests/Slow-v0", "tests/Mixed-v0"}
-ON_PURPOSE |= {"tests/Stubborn-v0", "tests/Careless-v0", "tests/Deaf-v0"}
+ON_PURPOSE |= {
+    "tests/Stubborn-v0",
+    "tests/Careless-v0",
+    "tests/Deaf-v0",
+    "tests/Hanging-v0",
+    "tests/Interrupting-v0",
+}
 
 
 class MisbehavingVectorEnv(Navigation2DVectorEnv):
@@ -165,12 +171,8 @@ class TroubledEnv(gymnasium.Env):
                 os._exit(7)
             if self.trouble == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if self.trouble and self.trouble.startswith("interrupt"):
-                os.kill(int(self.trouble.split()[1]), signal.SIGINT)
-            if self.trouble and self.trouble.startswith(("hang", "interrupt")):
+            if self.trouble == "hang":
                 signal.pause()
-        if self.steps == 5 and self.task[0] < 0.1 and self.trouble == "hang, and raise elsewhere":
-            raise ZeroDivisionError("the friction is 0")
         reached = self.x > 2
         # An episode is over at 2; tasks above 0.5 count as a success near 1.
         info = {"success": float(self.task[0] > 0.5 and self.x > 1)}
@@ -181,6 +183,31 @@ class TroubledEnv(gymnasium.Env):
 
 
 gymnasium.register("tests/Troubled-v0", entry_point="misbehaving:TroubledEnv", max_episode_steps=20)
+
+
+class HangingEnv(TroubledEnv):
+    """Hangs at step 3 where the task is above 0.9, and raises at step 5 where it is below 0.1."""
+
+    def __init__(self, render_mode=None):
+        super().__init__("hang", render_mode)
+
+    def step(self, action):
+        if self.steps == 4 and self.task[0] < 0.1:
+            raise ZeroDivisionError("the friction is 0")
+        return super().step(action)
+
+
+class InterruptingEnv(TroubledEnv):
+    """Interrupts a process, as Ctrl-C does, at step 3 where the task is above 0.9, and hangs."""
+
+    def __init__(self, process=None, render_mode=None):
+        super().__init__("hang", render_mode)
+        self.process = process
+
+    def step(self, action):
+        if self.steps == 2 and self.task[0] > 0.9:
+            os.kill(self.process, signal.SIGINT)
+        return super().step(action)
 
 
 class OldGeneratorEnv(TroubledEnv):
@@ -198,7 +225,7 @@ class ThreeTasksEnv(TroubledEnv):
     all_tasks = [[0.25], [0.5], [0.75]]  # noqa: RUF012
 
 
-for _name in ("OldGenerator", "ThreeTasks"):
+for _name in ("Hanging", "Interrupting", "OldGenerator", "ThreeTasks"):
     gymnasium.register(f"tests/{_name}-v0", entry_point=f"misbehaving:{_name}Env", max_episode_steps=20)
 
 
