@@ -83,13 +83,14 @@ RL2 = {
     "num_rollouts": 4,
     "eval_num_steps": 60,
 }
-# It remembers the ten episodes that other methods adapt on, with the recurrent network of metaworld-algorithms.
+# It remembers the ten episodes that other methods adapt on, with the network and λ of metaworld-algorithms.
+# Each task has one learner; ten episodes are as many environment steps as two phases of five rollouts.
 RL2_OF_TEN = {
-    **RL2,
+    **{name: value for name, value in RL2.items() if name != "num_tasks"},
     "rl2_episodes": 10,
     "hidden_sizes": (256,),
-    "num_tasks": 10,
-    "num_rollouts": 2,
+    "gae_lambda": 0.95,
+    "num_rollouts": 1,
     "eval_num_steps": 10,
 }
 # All that they remember is 100 steps, as in arXiv:1611.02779: 10 episodes, or in bandits 100 pulls.
