@@ -1,6 +1,9 @@
 """Chunks of tasks in threads: the same numbers for any number of threads, and nothing left changed."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -91,6 +94,30 @@ def test_threads_are_used_and_get_modules_of_their_own():
 def test_threads_left_over_go_into_the_operations():
     assert in_threads(lambda _: torch.get_num_threads(), [0, 1], threads=6)[0] == 3
     assert in_threads(lambda _: torch.get_num_threads(), [0], threads=2) == [2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's threads from /proc")
+def test_operations_in_threads_start_no_threads_of_their_own():
+    """PyTorch starts the threads of its operations in the first product, so this needs a process of its own."""
+    script = """
+import os, threading, torch
+from maml_rl.sampling.threads import in_threads
+
+x, both = torch.ones(300, 300), threading.Barrier(2)
+
+def threads_of_process(_):
+    x @ x
+    both.wait()
+    return len(os.listdir("/proc/self/task"))
+
+before = len(os.listdir("/proc/self/task"))
+print(max(in_threads(threads_of_process, [0, 1], threads=2)) - before)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "8"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) == 2
 
 
 def test_an_error_in_a_thread_is_raised_here_and_restores_the_threads():

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from .advantages import with_advantages
 from .rollouts import Rollouts, known_success, map_steps
 from .spaces import Array, action_map, encode
 from .streams import ActionNoise, integer_seed, whole_batch
-from .threads import torch_threads
+from .threads import pool_of_threads, torch_threads
 
 
 def collect_phase(
@@ -133,7 +133,7 @@ def _collect_once(env: VectorFamily, actor: Actor, tasks: Array, seeds: np.rando
         rollouts = _episodes(env, actor, tasks, first_seed, action_seeds, first_task)
     else:
         firsts = np.cumsum([0] + [share.num_envs for share in shares]).tolist()
-        with ThreadPoolExecutor(len(shares)) as threads:
+        with pool_of_threads(len(shares), 1) as threads:
             try:
                 episodes = []
                 for share, (first, end) in zip(shares, pairwise(firsts), strict=True):

@@ -28,6 +28,14 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def pool_of_threads(size: int, count: int) -> ThreadPoolExecutor:
+    """Makes a pool of threads in which each of torch's operations uses `count` threads.
+
+    PyTorch keeps this number for each thread. Without it, a product in a new thread is shared out to all cores.
+    """
+    return ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(count,))
+
+
 def in_threads(f: Callable[[S], T], items: Sequence[S], threads: int | None = None) -> list[T]:
     """Applies a function to items, which threads take from a list, and returns the results in order.
 
@@ -41,10 +49,11 @@ def in_threads(f: Callable[[S], T], items: Sequence[S], threads: int | None = No
             shared out to the operations.
     """
     threads = threads or num_cores()
-    with torch_threads(max(1, threads // len(items))):
+    count = max(1, threads // len(items))
+    with torch_threads(count):
         if len(items) == 1 or threads == 1:
             return [f(item) for item in items]
-        with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        with pool_of_threads(min(threads, len(items)), count) as pool:
             return list(pool.map(f, items))
 
 
