@@ -127,7 +127,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         return vmap(lambda theta, support: adapt(policy, theta, support, config))(*some)
 
     chunks = linearise_chunks(policy, theta, (support,), query, config)
-    gradient = trust_region.meta_gradient(chunks, num_tasks)[1]
+    gradient = trust_region.meta_gradient(chunks, num_tasks)[1].to(theta)
 
     def phase(k: int) -> np.random.SeedSequence:
         # What is spawned from one depends on what was spawned before: a new one each time.
