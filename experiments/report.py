@@ -42,10 +42,12 @@ from maml_rl.results.comparison import (
     step_names,
 )
 from maml_rl.results.plots import rollouts_figure, write_figure
+from maml_rl.results.report import learning_figure
 from maml_rl.results.video import adaptation_video, animation
 from maml_rl.runs.evaluation import held_out
 from maml_rl.runs.files import write_atomically
 from maml_rl.runs.folder import load_config, load_run
+from maml_rl.sampling.spaces import Array
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -333,25 +335,15 @@ def tuning_table(family: str) -> str:
     return as_markdown(rows)
 
 
-def learning_figure(env_id: str, folders: list[Path]) -> Figure:
-    """Returns on training tasks against environment steps: before adaptation dotted, after the last step solid."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(
-        title=env_id, xlabel="environment steps in training", ylabel="return on training tasks"
-    )
-    colours: dict[str, str] = {}
+def learning_curves(folders: list[Path]) -> dict[str, list[tuple[Array, Array, Array]]]:
+    """Environment steps and returns before and after adaptation in training, of each seed, by method."""
+    found: dict[str, list[tuple[Array, Array, Array]]] = {}
     for folder, record in records_of(folders).items():
-        curves, method = record["curves"], label(load_config(folder))
-        names = sorted(name for name in curves if name.startswith("return_step_"))
-        if names:
-            title = None if method in colours else method
-            colour = colours.setdefault(method, f"C{len(colours) % 10}")
-            axes.plot(curves["env_steps"], curves[names[-1]], color=colour, linewidth=1, label=title)
-            if len(names) > 1:
-                axes.plot(curves["env_steps"], curves[names[0]], ":", color=colour, linewidth=1)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title="after inner steps (dotted: before)", title_fontsize="small")
-    return figure
+        curves = record["curves"]
+        if names := sorted(name for name in curves if name.startswith("return_step_")):
+            steps, before, after = (np.array(curves[name]) for name in ("env_steps", names[0], names[-1]))
+            found.setdefault(label(load_config(folder)), []).append((steps, before, after))
+    return found
 
 
 def success_figure(protocols: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -388,7 +380,7 @@ def write_film(path: Path, config: Config, policy: nn.Module) -> None:
 def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]) -> None:
     """All pictures of a family."""
     write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
-    write_figure(folder / "learning.png", learning_figure(env_id, runs))
+    write_figure(folder / "learning.png", learning_figure(env_id, learning_curves(runs)))
     protocols = protocols_of(folder.name, folder.parent)
     several = any(len(found[0]["train"]) > 1 for found in protocols.values())  # manipulations
     if several:
