@@ -310,17 +310,18 @@ gymnasium.register("tests/Mixed-v0", entry_point="misbehaving:MixedEnv", max_epi
 
 
 class StubbornEnv(TroubledEnv):
-    """Starts a process in each step, and writes the numbers of all into a file. It does not come back, or does."""
+    """Starts a process in its first step, and writes the numbers of all into a pipe. It may never come back."""
 
     def __init__(self, folder=".", how="sleep", render_mode=None):
         super().__init__(render_mode=render_mode)
         self.folder, self.how = folder, how
 
     def step(self, action):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        path = pathlib.Path(self.folder) / "processes"
-        path.with_suffix(".half").write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
-        path.with_suffix(".half").rename(path)
+        pipe = pathlib.Path(self.folder) / "processes"
+        if pipe.exists():
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            pipe.write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
+            pipe.unlink()
         while self.how == "spin":
             pass
         if self.how == "hold":  # not even other threads of Python can run

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -317,15 +318,7 @@ def test_no_process_is_left():
         env.reset(seed=0)
 
 
-def is_running(process):
-    """Whether a process runs; one that has ended and is not yet buried does not."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes of others")
 @pytest.mark.parametrize(
     ("number", "how"),
     [
@@ -338,22 +331,20 @@ def test_workers_do_not_outlive_their_parent(number, how, tmp_path):
     """Whether they hang or wait for it. Nor does a process that an environment has started."""
     arguments = ["train", "--env-id", "misbehaving:tests/Stubborn-v0", "--run-dir", "run", "--num-workers", "1"]
     arguments += ["--env-kwargs", "folder", str(tmp_path), "how", how]
+    os.mkfifo(tmp_path / "processes")
     run = subprocess.Popen(
         [sys.executable, "-m", "maml_rl", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "processes").exists() and time.monotonic() < deadline:
-        os.sched_yield()
-    processes = (tmp_path / "processes").read_text().split()
-    assert all(map(is_running, processes))
+    processes = [os.pidfd_open(int(pid)) for pid in (tmp_path / "processes").read_text().split()]
+    assert not select.select(processes, [], [], 0)[0]  # none has ended
     run.send_signal(number)
     assert run.wait(60) == (-9 if number == signal.SIGKILL else 128 + number)
-    while any(map(is_running, processes)) and time.monotonic() < deadline:
-        os.sched_yield()
-    assert not any(map(is_running, processes))
+    for process in processes:
+        assert select.select([process], [], [], 60)[0]
+        os.close(process)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
