@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import report
 import reproduce
-import zoo
 from conftest import ROOT
 
 from maml_rl import evaluate
@@ -85,14 +84,7 @@ def test_today_s_script_asks_for_what_was_run(folder):
 
 
 @pytest.mark.parametrize(
-    "family",
-    [
-        family
-        for family in FAMILIES
-        # Those of the zoo are evaluated in test_zoo.py.
-        if (report.RESULTS / family / "maml/seed1/checkpoint.pt").exists()
-        and zoo.CHOSEN.get(family) != ("maml", 1)
-    ],
+    "family", [family for family in FAMILIES if (report.RESULTS / family / "maml/seed1/checkpoint.pt").exists()]
 )
 def test_committed_parameters_still_do_what_was_written_down(family):
     """On the first tasks, with rollouts of their own; in parts of what training made of the untrained policy."""
