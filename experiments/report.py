@@ -247,6 +247,17 @@ def benchmark_table(found: dict[str, dict[str, Any]]) -> str:
     return as_markdown(rows)
 
 
+def iteration_table() -> str:
+    """Markdown: a row for each part of an iteration, with its seconds and the least that it needs."""
+    found = json.loads((RESULTS / "benchmark_iteration.json").read_text())["families"]
+    parts: dict[str, dict[str, Any]] = {}
+    for family in found:
+        for part, figures in family["parts"].items():
+            named = {f"{family['env_id'].removeprefix('maml_rl/')}, {key}": of for key, of in figures.items()}
+            parts.setdefault(part.replace("_", " "), {}).update(named)
+    return benchmark_table(parts)
+
+
 def scaling_table(name: str) -> str:
     """Markdown: a row for each size of the meta-batch."""
     sizes = json.loads((RESULTS / f"{name}.json").read_text())["iterations"]
@@ -427,6 +438,7 @@ def all_tables() -> dict[str, str]:
         found[name] = scaling_table(name)
     for name in ("benchmark_ended", "benchmark_rules", "benchmark_device", "benchmark_workers"):
         found[name] = benchmark_table(json.loads((RESULTS / f"{name}.json").read_text()))
+    found["benchmark_iteration"] = iteration_table()
     found["meta_world"], found["time_to_score"] = meta_world_table(), time_to_score_table()
     found["oracles"] = oracles_table()
     found["meta_world protocol"] = protocol_table()

@@ -176,7 +176,10 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         "adapt": lambda: map_chunks(adapted_chunk, policy, num_tasks, config),
         "linearise": lambda: linearise_chunks(policy, theta, (support,), query, config),
         "gradient": lambda: trust_region.meta_gradient(chunks, num_tasks),
-        "kl_product": lambda: trust_region.kl_product(chunks, gradient, num_tasks),
+        # As many as an iteration takes, one after the other.
+        "kl_product": lambda: [
+            trust_region.kl_product(chunks, gradient, num_tasks) for _ in range(config.cg_iterations)
+        ],
         "line_search_candidate": lambda: objective.outer_objective(policy, theta, (support,), query, config),
     }
     floors = {
@@ -242,6 +245,8 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
                 },
                 repetitions,
             )
+    for turn in turns:
+        turn["kl_product"] /= config.cg_iterations
 
     def median(name: str) -> float:
         return statistics.median(turn[name] for turn in turns)
