@@ -49,11 +49,8 @@ def _say_slower(name: str) -> None:
 def adapt_tasks(
     policy: nn.Module, thetas: Tensor, support: Rollouts, config: Config, lr_factor: float = 1.0
 ) -> Tensor:
-    """Adapts the parameters of m tasks, (m, P), without derivatives. The arguments are those of `adapt`.
-
-    An iteration on examples is so short that this step is a large part of it.
-    """
-    if support.targets and mlp.covers(policy):
+    """Adapts the parameters of m tasks, (m, P), without derivatives. The arguments are those of `adapt`."""
+    if mlp.covers(policy):
         return mlp.inner_step(policy, thetas, support, config, lr_factor)[0]
     adapted, _ = vmap(partial(adapt, policy, config=config, lr_factor=lr_factor))(thetas, support)
     return adapted
