@@ -193,8 +193,6 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 }
 # Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
 METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
-# With 400 iterations, half as many environment steps as MAML's, it was still learning.
-METHODS["half_cheetah_dir"]["rl2"] |= {"iterations": 800}
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
     **METHODS["bernoulli_bandit"]["rl2"],
