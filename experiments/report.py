@@ -47,6 +47,7 @@ from maml_rl.results.video import adaptation_video, animation
 from maml_rl.runs.evaluation import held_out
 from maml_rl.runs.files import write_atomically
 from maml_rl.runs.folder import load_config, load_run
+from maml_rl.runs.tensorboard import return_tags
 from maml_rl.sampling.spaces import Array
 
 RESULTS = Path(__file__).parent / "results"
@@ -351,7 +352,7 @@ def learning_curves(folders: list[Path]) -> dict[str, list[tuple[Array, Array, A
     found: dict[str, list[tuple[Array, Array, Array]]] = {}
     for folder, record in records_of(folders).items():
         curves = record["curves"]
-        if names := sorted(name for name in curves if name.startswith("return_step_")):
+        if names := return_tags(curves):
             steps, before, after = (np.array(curves[name]) for name in ("env_steps", names[0], names[-1]))
             found.setdefault(label(load_config(folder)), []).append((steps, before, after))
     return found

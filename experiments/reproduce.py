@@ -33,7 +33,7 @@ from maml_rl import Config, UserError, train
 from maml_rl.cli import run
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_config
-from maml_rl.runs.tensorboard import read_history
+from maml_rl.runs.tensorboard import read_history, return_tags
 
 PLAIN: dict[str, Any] = {"learn_lr": "no", "max_kl": Config.max_kl}
 # What a family's methods have in common is plain MAML. Some scripts train another method by default.
@@ -79,14 +79,13 @@ RL2 = {
     "outer_lr": 0.002,
     "ppo_epochs": 10,
     "hidden_sizes": (64,),
-    "num_tasks": 40,
     "num_rollouts": 4,
     "eval_num_steps": 60,
 }
 # It remembers the ten episodes that other methods adapt on, with the network and λ of metaworld-algorithms.
 # Each task has one learner; ten episodes are as many environment steps as two phases of five rollouts.
 RL2_OF_TEN = {
-    **{name: value for name, value in RL2.items() if name != "num_tasks"},
+    **RL2,
     "rl2_episodes": 10,
     "hidden_sizes": (256,),
     "gae_lambda": 0.95,
@@ -96,6 +95,7 @@ RL2_OF_TEN = {
 # All that they remember is 100 steps, as in arXiv:1611.02779: 10 episodes, or in bandits 100 pulls.
 RL2_OF_SHORT = {
     **RL2,
+    "num_tasks": 40,
     "max_kl": Config.max_kl,
     "rl2_episodes": 10,
     "outer_lr": 0.005,
@@ -116,7 +116,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "pretrain": PRETRAIN,
         "oracle": ORACLE,
         # As many environment steps in training as the others have, in more and smaller iterations.
-        "rl2": {**RL2, "iterations": 150},
+        "rl2": {**RL2, "num_tasks": 40, "iterations": 150},
         "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
     },
     # Where a task is felt only near its goal, methods differ in how they explore.
@@ -128,7 +128,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "maml_dice": {"estimator": "dice", "dice_lambda": 0.8},
         "e_maml": {"e_maml": 1 / 20},  # 1/K
         "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
-        "rl2": {**RL2, "iterations": 250},
+        "rl2": {**RL2, "num_tasks": 40, "iterations": 250},
     },
     # Without an inner step to estimate, half as many rollouts do; ants go on learning for longer.
     **{
@@ -138,7 +138,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "learned_advantage": {"inner_advantage": "learned"},
             "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
-            "rl2": {**RL2, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
+            "rl2": {**RL2, "num_tasks": 40, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
         }
         for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir")
     },
@@ -154,7 +154,6 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             if family in SHORT
             else {
                 **RL2,
-                "num_tasks": BASES[family].num_tasks,
                 "max_kl": Config.max_kl,
                 "ppo_epochs": 5,
                 "eval_num_steps": 3,
@@ -239,7 +238,7 @@ def training_record(config: Config, trained_by: str) -> dict[str, object]:
     """What training.json holds of a run: its last commit, cores it might use, what it took, its learning curve."""
     history = read_history(config.run_dir)
     device = torch.device(config.device)
-    names = [tag for tag in history if tag.startswith("train/return_step_")]
+    names = return_tags(history)
     steps = [step for step, _ in history[names[0]]] if names else []
     every = max(1, -(-len(steps) // POINTS))
     at = steps[::every]

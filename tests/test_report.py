@@ -11,6 +11,7 @@ from conftest import TINY, scalars
 from scipy import stats
 
 from maml_rl.results.report import learning_curve, learning_figure, report
+from maml_rl.runs.tensorboard import return_tags
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 # Writes what the browser has made of the page into the page.
@@ -73,6 +74,12 @@ def test_learning_curve_is_what_was_logged(runs):
     steps, before, after = learning_curve(runs / "one")
     assert [*zip(steps, before, strict=True)] == logged["train/return_step_0"]
     assert [*zip(steps, after, strict=True)] == logged["train/return_step_1"]
+
+
+def test_phases_are_in_order_of_their_number():
+    tags = [f"train/{of}_step_{k}" for of in ("success", "return") for k in (0, 10, 2)]
+    ordered = [f"train/return_step_{k}" for k in (0, 2, 10)]
+    assert return_tags([*tags, "eval/return_step_1", "train/returns"]) == ordered
 
 
 def test_learning_figure_has_t_intervals_and_ends_with_the_shortest_seed():

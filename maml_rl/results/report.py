@@ -12,7 +12,7 @@ from scipy import stats
 from .. import __version__
 from ..config import Config
 from ..runs.folder import load_config
-from ..runs.tensorboard import read_history
+from ..runs.tensorboard import read_history, return_tags
 from ..sampling.spaces import Array
 from .comparison import (
     Run,
@@ -104,11 +104,9 @@ def learning_curve(folder: Path) -> tuple[Array, Array, Array]:
     They are read from the run's TensorBoard events, and are empty if it trained nothing.
     """
     history = read_history(folder)
-    tags = [tag for tag in history if tag.startswith("train/return_step_")]
-    if not tags:
+    if not (tags := return_tags(history)):
         return (np.zeros(0),) * 3
-    tags.sort(key=lambda tag: int(tag.rpartition("_")[2]))
-    (steps, after), (_, before) = (np.array(history[tag]).T for tag in (tags[-1], tags[0]))
+    (steps, before), (_, after) = (np.array(history[tag]).T for tag in (tags[0], tags[-1]))
     return steps, before, after
 
 

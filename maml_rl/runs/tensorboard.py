@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,12 @@ def read_history(folder: Path) -> History:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def return_tags(tags: Iterable[str]) -> list[str]:
+    """Returns the tags of mean returns in training, in the order of the phases that they are of."""
+    of_returns = [tag for tag in tags if re.fullmatch(r"(train/)?return_step_\d+", tag)]
+    return sorted(of_returns, key=lambda tag: int(tag.rpartition("_")[2]))
 
 
 def event_writer(folder: Path) -> SummaryWriter:
