@@ -102,7 +102,8 @@ class MetaPolicy:
         num_steps = max(method.num_adaptations, 1) if num_steps is None else num_steps
         one_per_env = method.independent_learners
         if num_steps < (least := int(one_per_env and given.num_envs > 1)):
-            raise UserError(f"num_steps is {num_steps}, but must be at least {least} here.")
+            several = f" with {given.num_envs} environments" if least else ""
+            raise UserError(f"num_steps is {num_steps}, but must be at least {least}{several}.")
         num_rollouts = _num_rollouts(num_rollouts, one_per_env, given.num_envs, config.num_rollouts)
         if seed is not None and seed < 0:
             raise UserError(f"seed is {seed}, but must be at least 0.")

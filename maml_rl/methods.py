@@ -117,7 +117,10 @@ def method_of(config: Config) -> Method:
     """
     name = config.chosen_method
     if name not in METHODS:
-        raise UserError(f"method is {name!r}, but must be one of {', '.join(METHODS)}.")
+        raise UserError(
+            f"method is {name!r}, but must be one of {', '.join(METHODS)}; import the module that registers a "
+            "method of your own first."
+        )
     if config.rl2_episodes and name != "rl2":
         raise UserError(
             f"rl2_episodes is {config.rl2_episodes}, but the method is {name!r}; choose method rl2, or leave "

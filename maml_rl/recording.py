@@ -193,9 +193,11 @@ class Run:
         theta, optimiser_state = tree_map_only(Tensor, Tensor.cpu, (theta, optimiser_state))
         config, before = self._config, self.state
         if not torch.isfinite(theta).all():
+            lower = ("max_kl" if config.outer == "trpo" else "outer_lr") + " or inner_lr" * bool(config.num_steps)
+            saved = " The checkpoint is from the iteration before." if before.iteration else ""
             raise UserError(
                 f"The outer step of iteration {before.iteration + 1} made parameters that are not finite; lower "
-                "outer_lr, inner_lr or max_kl. The checkpoint is from the iteration before."
+                f"{lower}.{saved}"
             )
         new_steps = int(sum(phase.steps for phase in self._sums))
         after = State(theta, before.untrained, optimiser_state, before.iteration + 1, before.env_steps + new_steps)

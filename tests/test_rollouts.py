@@ -133,7 +133,7 @@ def test_diverged_parameters_are_refused():
     env, policy, thetas, tasks = setup("maml_rl/TabularMDP-v0")
     theta = thetas[0].clone()
     theta[0] = torch.nan
-    with pytest.raises(UserError, match="parameters on task .* are not finite"):
+    with pytest.raises(UserError, match="parameters on task .* that are not finite"):
         next(phases(env, policy, theta, tasks, [1.0], Config(), np.random.SeedSequence(0)))
 
 

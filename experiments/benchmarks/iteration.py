@@ -26,12 +26,10 @@ import numpy as np
 import torch
 import tyro
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from maml_rl import Config
 from maml_rl.maml import objective, trust_region
-from maml_rl.maml.inner import adapt
-from maml_rl.maml.linearise import linearise_chunks
+from maml_rl.maml.linearise import adapt_tasks, linearise_chunks
 from maml_rl.methods import method_of
 from maml_rl.policies import flatten
 from maml_rl.process import tune_process
@@ -44,7 +42,7 @@ from maml_rl.sampling.families import make_env
 from maml_rl.sampling.rollouts import Rollouts
 from maml_rl.sampling.spaces import action_map
 from maml_rl.sampling.streams import integer_seed, stream
-from maml_rl.sampling.threads import in_threads, map_chunks, torch_threads
+from maml_rl.sampling.threads import in_threads, map_chunks, rows_of, torch_threads
 
 NAVIGATION, CHEETAH = "maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0"
 
@@ -120,12 +118,11 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     thetas = theta.expand(num_tasks, -1)
     tasks = env.sample_tasks(num_tasks, np.random.default_rng(0))
     support, query = method_of(config).collect(env, policy, theta, tasks, num_rollouts, stream(0, "benchmark"))
-    adapted = vmap(lambda t, s: adapt(policy, t, s, config)[0], chunk_size=chunk_tasks)(thetas, support)
 
-    def adapted_chunk(policy: torch.nn.Module, rows: slice) -> Any:
-        some = tree_map(lambda x: x[rows], (thetas, support))
-        return vmap(lambda theta, support: adapt(policy, theta, support, config))(*some)
+    def adapted_chunk(policy: torch.nn.Module, rows: slice) -> torch.Tensor:
+        return adapt_tasks(policy, *rows_of((thetas, support), rows), config)
 
+    adapted = torch.cat(map_chunks(adapted_chunk, policy, num_tasks, config))
     chunks = linearise_chunks(policy, theta, (support,), query, config)
     gradient = trust_region.meta_gradient(chunks, num_tasks)[1].to(theta)
 

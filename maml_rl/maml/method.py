@@ -161,7 +161,9 @@ def _require_finite(thetas: Tensor, tasks: Array | None) -> None:
         where = ""
         if tasks is not None:
             where = f" on task {in_words(tasks[int((~torch.isfinite(thetas)).any(1).nonzero()[0])])}"
-        raise UserError(f"The policy's parameters{where} are not finite; lower inner_lr or outer_lr.")
+        raise UserError(
+            f"An inner step made parameters{where} that are not finite; lower inner_lr, or take fewer steps."
+        )
 
 
 def _check_family(config: Config, env: VectorFamily) -> None:

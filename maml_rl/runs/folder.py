@@ -154,10 +154,14 @@ def load_config(folder: Path) -> Config:
         lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
         config = Config(**{**options, **lists}, run_dir=folder)
     except OSError as error:
-        raise UserError(f"{folder} holds no run: {path} cannot be read ({error.strerror}).") from error
+        raise UserError(
+            f"{folder} holds no run: {path} cannot be read ({error.strerror}); give the folder that train "
+            "wrote, or zoo/NAME."
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(
-            f"{path} is not a configuration of this version of maml_rl ({error}); start a new run."
+            f"{path} is not a configuration of this version of maml_rl ({error}); start a new run, or install the "
+            "version that wrote it."
         ) from error
     if changed:
         raise UserError(
