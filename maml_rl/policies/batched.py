@@ -74,7 +74,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
         if context is not None:
             x = torch.cat([x, context.unsqueeze(-2).expand(*x.shape[:-1], -1)], dim=-1)
         for i, (weight, bias) in enumerate(layers):
-            x = (activation(x) if i else x) @ weight + bias
+            x = torch.baddbmm(bias, activation(x) if i else x, weight)
         return Categorical(x) if log_std is None else normal(x, log_std)
 
     return act
