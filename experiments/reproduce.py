@@ -115,7 +115,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "anil": {"adapt_only": "head"},
         "pretrain": PRETRAIN,
         "oracle": ORACLE,
-        # As many environment steps in training as the others have, in more and smaller iterations.
+        # As many episodes in training as the others have, in more and smaller iterations.
         "rl2": {**RL2, "num_tasks": 40, "iterations": 150},
         "scratch": {"iterations": 0, "eval_num_steps": 100, "inner_lr": 1.0, "eval_lr_factors": (1.0,)},
     },
