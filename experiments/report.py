@@ -37,6 +37,7 @@ from maml_rl.results.comparison import (
     columns,
     comparison_figure,
     comparison_table,
+    family_name,
     label,
     load_runs,
     step_names,
@@ -389,10 +390,10 @@ def write_film(path: Path, config: Config, policy: nn.Module) -> None:
     write_atomically(path, animation(frames, fps, 4, "WEBP"))
 
 
-def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]) -> None:
+def draw(folder: Path, base: Config, methods: dict[str, Curves], runs: list[Path]) -> None:
     """All pictures of a family."""
-    write_figure(folder / "adaptation.png", comparison_figure(env_id, methods))
-    write_figure(folder / "learning.png", learning_figure(env_id, learning_curves(runs)))
+    write_figure(folder / "adaptation.png", comparison_figure(family_name(base), methods))
+    write_figure(folder / "learning.png", learning_figure(family_name(base), learning_curves(runs)))
     protocols = protocols_of(folder.name, folder.parent)
     several = any(len(found[0]["train"]) > 1 for found in protocols.values())  # manipulations
     if several:
@@ -404,7 +405,7 @@ def draw(folder: Path, env_id: str, methods: dict[str, Curves], runs: list[Path]
     if not (shown / "checkpoint.pt").exists():
         return
     config, policy, state = load_run(shown)
-    native = gymnasium.spec(env_id).vector_entry_point
+    native = gymnasium.spec(base.env_id).vector_entry_point
     if native and hasattr(load_env_creator(str(native)), "plot_rollouts"):
         with held_out(policy, state.theta, config) as (env, tasks, batches):
             write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(batches), "step"))
@@ -492,7 +493,7 @@ def main(root: Path = RESULTS, pictures: bool = True) -> None:
     for family, base in BASES.items():
         runs = runs_of(family, root)
         if runs and pictures:
-            draw(root / family, base.env_id, methods_of(family, root), runs)
+            draw(root / family, base, methods_of(family, root), runs)
 
 
 if __name__ == "__main__":
