@@ -132,8 +132,8 @@ def learning_figure(title: str, curves: dict[str, list[tuple[Array, Array, Array
         steps, before, after = (
             np.array([[curve[k][part].mean() for part in parts] for curve in seeds]) for k in range(3)
         )
-        colour, x = f"C{i % 10}", steps.mean(0)
-        axes.plot(x, after.mean(0), color=colour, label=method)
+        colour, style, x = f"C{i % 10}", "-" if i < 10 else "--", steps.mean(0)
+        axes.plot(x, after.mean(0), style, color=colour, label=method)
         if (before != after).any():
             axes.plot(x, before.mean(0), ":", color=colour, linewidth=1)
         if len(seeds) > 1:
