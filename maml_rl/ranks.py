@@ -113,6 +113,10 @@ def joined(config: Config) -> Iterator[None]:
         yield
         return
     import torch.distributed as dist
+
+    # If torch.func imported this later, its default arguments would hold on to the process group. The threads of a
+    # group that is never destroyed can abort the process when it exits.
+    import torch.distributed.nn  # noqa: F401
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     number, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -74,3 +74,5 @@ def train_all(folder):
 
 if __name__ == "__main__":
     train_all(sys.argv[1])
+    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name], threads  # they can abort a process that exits
