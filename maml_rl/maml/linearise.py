@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -19,7 +18,7 @@ from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks, rows_of
 from . import mlp
 from .inner import adapt
-from .objective import adapted_policy, over_tasks
+from .objective import adapted_policy, jacobian_products, over_tasks
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +75,8 @@ def linearise(
     def f(theta: Tensor) -> Distribution:
         return over_tasks(partial(adapted_policy, config=config))(policy, theta, supports, query)
 
-    return Linearised(query, *_automatic(f, theta))
+    outputs, jvp, vjp = jacobian_products(f, theta)
+    return Linearised(query, outputs, jvp, lambda u: vjp(u)[0])
 
 
 def linearise_chunks(
@@ -89,30 +89,3 @@ def linearise_chunks(
         return linearise(policy, theta, some, some_query, config)
 
     return map_chunks(chunk, policy, len(query.mask), config)
-
-
-def _automatic(
-    f: Callable[[Tensor], Distribution], theta: Tensor
-) -> tuple[Distribution, Callable[[Tensor], Distribution], Callable[[Distribution], Tensor]]:
-    """Evaluates f at θ once, keeping its graph for any number of products with its Jacobian.
-
-    u ↦ Jᵀ u is the reverse pass. It is linear in u, so a reverse pass through it is v ↦ J v.
-    """
-    theta = theta.detach().requires_grad_()
-    outputs = f(theta)
-    kind = type(outputs)
-
-    @cache  # not every outer optimiser needs it
-    def pull() -> tuple[Tensor, list[Tensor]]:
-        cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
-        return torch.autograd.grad(outputs, theta, cotangents, create_graph=True)[0], cotangents
-
-    def jvp(tangent: Tensor) -> Distribution:
-        pulled, cotangents = pull()
-        return kind(*torch.autograd.grad(pulled, cotangents, tangent, retain_graph=True))
-
-    return (
-        kind(*(output.detach() for output in outputs)),
-        jvp,
-        lambda u: torch.autograd.grad(outputs, theta, u, retain_graph=True)[0],
-    )

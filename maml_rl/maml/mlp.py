@@ -8,11 +8,11 @@ products) in `_bar`.
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import vjp, vmap
+from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from ..config import Config
@@ -22,6 +22,7 @@ from ..policies.networks import normal
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_STD, unflatten
 from ..sampling.rollouts import Rollouts
 from .inner import example_loss, inner_update, loss_of
+from .objective import jacobian_products
 from .step_sizes import all_alike
 
 # Weight (m, out, in) and bias (m, out) of each linear layer of m tasks, or their tangents or cotangents.
@@ -167,16 +168,6 @@ def inner_losses(
 
     losses: Tensor = vmap(one)(support, output, log_std, network)
     return losses
-
-
-def jacobian_products(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable[..., Any], Callable[[Any], Any]]:
-    """The value of f, and products with its Jacobian: v ↦ J v and u ↦ Jᵀ u.
-
-    u ↦ Jᵀ u is linear, so the reverse pass through it is v ↦ J v.
-    """
-    value, f_vjp = vjp(f, *at)[:2]
-    transposed = cache(lambda: vjp(f_vjp, value)[1])  # not every outer optimiser needs it
-    return value, lambda *tangents: transposed()(tangents)[0], f_vjp
 
 
 def distribution(output: Tensor, *log_std: Tensor) -> Distribution:

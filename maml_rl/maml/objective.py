@@ -4,13 +4,13 @@ Functions take one task. `over_tasks` and `vmap` apply them to many.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .. import ranks
 from ..config import Config
@@ -171,6 +171,37 @@ def over_tasks(one: Callable[..., T]) -> Callable[..., T]:
         return result
 
     return all_of
+
+
+def jacobian_products(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable[..., Any], Callable[[Any], Any]]:
+    """The value of f, and any number of products with its Jacobian: v ↦ J v and u ↦ Jᵀ u.
+
+    u ↦ Jᵀ u is the reverse pass. It is linear in u, so a reverse pass through it is v ↦ J v.
+
+    Args:
+        f: A function of tensors, whose value is a tensor or a tree of them.
+        at: Its arguments.
+
+    Returns:
+        The value of f; v ↦ J v, of a tangent for each argument; and u ↦ Jᵀ u, with a cotangent for each argument.
+    """
+    at = tuple(x.detach().requires_grad_() for x in at)
+    outputs, tree = tree_flatten(f(*at))
+    grad = partial(torch.autograd.grad, retain_graph=True, materialize_grads=True)
+
+    @cache  # not every outer optimiser needs it
+    def transposed() -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
+        return grad(outputs, at, cotangents, create_graph=True), cotangents
+
+    def jvp(*tangents: Tensor) -> Any:
+        pulled, cotangents = transposed()
+        return tree_unflatten(grad(pulled, cotangents, tangents), tree)
+
+    def vjp(cotangent: Any) -> tuple[Tensor, ...]:
+        return grad(outputs, at, tree_leaves(cotangent))
+
+    return tree_unflatten([output.detach() for output in outputs], tree), jvp, vjp
 
 
 def means(

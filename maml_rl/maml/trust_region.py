@@ -28,12 +28,10 @@ from .objective import (
 
 def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
     """A chunk's part of the gradient of the surrogate averaged over tasks, and then of its value, (P + 1,)."""
-
-    def outer_loss(outputs: Distribution) -> Tensor:
-        return surrogates(outputs, chunk.query).sum(dtype=torch.float64) / num_tasks
-
-    slope, value = torch.func.grad_and_value(outer_loss)(chunk.outputs)
-    return torch.cat([chunk.vjp(slope), value.unsqueeze(0)])
+    outputs: Distribution = tree_map(lambda x: x.detach().requires_grad_(), chunk.outputs)
+    value = surrogates(outputs, chunk.query).sum(dtype=torch.float64) / num_tasks
+    slope = type(outputs)(*torch.autograd.grad(value, list(outputs)))
+    return torch.cat([chunk.vjp(slope), value.detach().unsqueeze(0)])
 
 
 def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None = None) -> tuple[Tensor, Tensor]:
