@@ -192,6 +192,17 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 }
 # Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
 METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
+# Ants go on learning for longer than others, and a score is only as good as its oracle.
+METHODS["ant_vel"]["learned_step"]["iterations"] = 400
+METHODS["ant_vel"]["oracle"] |= {
+    "outer": "ppo",
+    "outer_lr": 0.001,
+    "ppo_epochs": 10,
+    "max_kl": Config.max_kl,
+    "num_tasks": 20,
+    "num_rollouts": 5,
+    "iterations": 1600,
+}
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
     **METHODS["bernoulli_bandit"]["rl2"],
