@@ -12,8 +12,10 @@ CONFIG = Config(
     env_id="maml_rl/AntGoal-v0",
     run_dir=Path("runs/ant_goal"),
     iterations=200,
-    num_tasks=40,
+    num_tasks=10,
     initial_std=0.15,
+    inner_lr=0.02,
+    max_kl=0.1,
 )
 
 if __name__ == "__main__":
