@@ -136,8 +136,13 @@ def compare(kind, hidden_sizes, num_steps, data=random_rollouts, **options):
             for chunk in chunks
         ]
         pulled = [chunk.vjp(u) for chunk, u in zip(chunks, of_outputs, strict=True)]
+        figures = torch.tensor(
+            linearise.outer_objective(policy, theta, tuple(supports), query, config), dtype=torch.float64
+        )
         results.append(
-            tree_leaves([[chunk.outputs for chunk in chunks], [chunk.jvp(tangent) for chunk in chunks], pulled])
+            tree_leaves(
+                [[chunk.outputs for chunk in chunks], [chunk.jvp(tangent) for chunk in chunks], pulled, figures]
+            )
         )
     for written_out, differentiated in zip(*results, strict=True):
         torch.testing.assert_close(written_out, differentiated, rtol=1e-9, atol=1e-12)

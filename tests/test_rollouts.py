@@ -13,7 +13,8 @@ from torch.func import vmap
 from maml_rl import UserError
 from maml_rl.config import Config
 from maml_rl.maml.inner import adapt
-from maml_rl.maml.objective import adapted_policy, outer_objective
+from maml_rl.maml.linearise import outer_objective
+from maml_rl.maml.objective import adapted_policy
 from maml_rl.policies import Normal, act, flatten
 from maml_rl.policies.ready_made import make_policy
 from maml_rl.sampling.advantages import with_advantages

@@ -14,8 +14,7 @@ from test_custom_policies import Own, several_actions
 from torch.utils._pytree import tree_leaves
 
 from maml_rl import Config
-from maml_rl.maml.linearise import linearise_chunks
-from maml_rl.maml.objective import outer_objective
+from maml_rl.maml.linearise import linearise_chunks, outer_objective
 from maml_rl.maml.trust_region import trpo_step
 from maml_rl.methods import method_of
 from maml_rl.policies import flatten

@@ -29,7 +29,7 @@ from torch.func import vmap
 
 from maml_rl import Config
 from maml_rl.maml import objective, trust_region
-from maml_rl.maml.linearise import adapt_tasks, linearise_chunks
+from maml_rl.maml.linearise import adapt_tasks, linearise_chunks, outer_objective
 from maml_rl.methods import method_of
 from maml_rl.policies import flatten
 from maml_rl.process import tune_process
@@ -177,7 +177,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         "kl_product": lambda: [
             trust_region.kl_product(chunks, gradient, num_tasks) for _ in range(config.cg_iterations)
         ],
-        "line_search_candidate": lambda: objective.outer_objective(policy, theta, (support,), query, config),
+        "line_search_candidate": lambda: outer_objective(policy, theta, (support,), query, config),
     }
     floors = {
         "collect_before": stepping(support, 0),

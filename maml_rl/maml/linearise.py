@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -18,7 +19,16 @@ from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks, rows_of
 from . import mlp
 from .inner import adapt
-from .objective import adapted_policy, jacobian_products, over_tasks
+from .objective import (
+    adapted_policy,
+    credits_if_used,
+    jacobian_products,
+    mean_kl,
+    means,
+    outer_loss,
+    over_tasks,
+    surrogates,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -89,3 +99,22 @@ def linearise_chunks(
         return linearise(policy, theta, some, some_query, config)
 
     return map_chunks(chunk, policy, len(query.mask), config)
+
+
+def outer_objective(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> tuple[float, float]:
+    """The outer loss and the KL of θ, averaged over tasks, without derivatives."""
+
+    def written_out(
+        policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, credits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():  # for the inner steps
+            outputs = linearise(policy, theta, supports, query, config).outputs
+        return surrogates(outputs, query), vmap(mean_kl)(outputs, query)
+
+    automatic = config.e_maml or not mlp.covers(policy)
+    figures = over_tasks(partial(outer_loss, config=config)) if automatic else written_out
+    data = (supports, query, credits_if_used(query, config))
+    loss, kl = means(figures, policy, theta, data, config)
+    return loss, kl

@@ -152,15 +152,6 @@ def outer_loss(
     return loss, mean_kl(distribution, query)
 
 
-def outer_objective(
-    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
-) -> tuple[float, float]:
-    """The outer loss and the KL of θ, averaged over tasks."""
-    data = (supports, query, credits_if_used(query, config))
-    loss, kl = means(over_tasks(partial(outer_loss, config=config)), policy, theta, data, config)
-    return loss, kl
-
-
 def over_tasks(one: Callable[..., T]) -> Callable[..., T]:
     """Turns a function of the policy module, θ and one task's data into one of m tasks at once."""
 

@@ -13,14 +13,13 @@ from ..config import Config
 from ..policies import act
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks, rows_of
-from .linearise import linearise
+from .linearise import linearise, outer_objective
 from .objective import (
     clipped_surrogate,
     credits_if_used,
     exploration_loss,
     mean_and_gradient,
     mean_kl,
-    outer_objective,
     over_tasks,
     summed,
     through_adaptation,

@@ -12,12 +12,11 @@ from ..config import Config
 from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import in_threads
-from .linearise import Linearised, linearise_chunks
+from .linearise import Linearised, linearise_chunks, outer_objective
 from .objective import (
     exploration_credits,
     exploration_loss,
     mean_and_gradient,
-    outer_objective,
     over_tasks,
     summed,
     surrogates,
@@ -30,7 +29,7 @@ def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
     """A chunk's part of the gradient of the surrogate averaged over tasks, and then of its value, (P + 1,)."""
     outputs: Distribution = tree_map(lambda x: x.detach().requires_grad_(), chunk.outputs)
     value = surrogates(outputs, chunk.query).sum(dtype=torch.float64) / num_tasks
-    slope = type(outputs)(*torch.autograd.grad(value, list(outputs)))
+    slope = type(outputs)(*torch.autograd.grad(value, list(outputs), materialize_grads=True))
     return torch.cat([chunk.vjp(slope), value.detach().unsqueeze(0)])
 
 
