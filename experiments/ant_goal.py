@@ -11,7 +11,7 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/AntGoal-v0",
     run_dir=Path("runs/ant_goal"),
-    iterations=200,
+    iterations=150,
     num_tasks=10,
     initial_std=0.15,
     inner_lr=0.02,
