@@ -37,9 +37,9 @@ class AdaptedVectorEnv(VectorFamily):
     The environment needs a `task_space`, and either `reset(options={"task": task})` or `set_task(task)`. Its own
     `sample_tasks(num_tasks, rng)`, `sample_test_tasks(num_tasks, rng)`, `task_problem(tasks)` and `all_tasks` are
     used if it has them. Environment i gets the seed (s + i) % 2^31, because `np.random.RandomState` refuses larger
-    ones. Every reset sets the task again. Observations of a Dict, Tuple, MultiDiscrete or MultiBinary space are
-    flattened by Gymnasium's `FlattenObservation`, which encodes discrete parts one-hot. `single_observation_space`
-    is therefore always a Box or Discrete.
+    ones. Every reset sets the task again. Observations other than those of a one-dimensional Box
+    or Discrete space, images too, are flattened by Gymnasium's `FlattenObservation`, which encodes discrete parts
+    one-hot. `single_observation_space` is therefore always a one-dimensional Box or Discrete.
 
     An environment whose episode ended is not stepped until the next `reset` (Gymnasium's mode `DISABLED`): its
     observation stays the same, and its reward is 0. `info["success"]`, (N,) bool, holds what the environments

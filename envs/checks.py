@@ -59,7 +59,13 @@ def _check_tasks(env_id: str, env: VectorFamily) -> None:
     env.reset(options={"task": tasks})
     assert np.array_equal(env.tasks, tasks), f"{env_id}: the given task is not the task in force."
     outside = tasks.copy()
-    outside[-1] = np.nan if isinstance(env.task_space, spaces.Box) else -1
+    if not isinstance(env.task_space, spaces.Box):
+        outside[-1] = -1
+    elif np.issubdtype(tasks.dtype, np.integer):
+        outside = outside.astype(np.int64)
+        outside[-1] = env.task_space.high.astype(np.int64) + 1
+    else:
+        outside[-1] = np.nan
     for wrong, what in (
         (outside, "outside the task space"),
         (tasks[:-1], "too few"),

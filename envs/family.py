@@ -99,6 +99,8 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
             return self.all_tasks[rng.integers(0, len(self.all_tasks), size=num_tasks)]
         space, shape = self.task_space, (num_tasks, *(self.task_space.shape or ()))
         if isinstance(space, spaces.Box) and space.is_bounded():
+            if np.issubdtype(space.dtype, np.integer):
+                return rng.integers(space.low, space.high, size=shape, endpoint=True).astype(space.dtype)
             return rng.uniform(space.low, space.high, size=shape).astype(space.dtype)
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             number = space.n if isinstance(space, spaces.Discrete) else space.nvec

@@ -61,7 +61,8 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
     Steps are faster than those of Meta-World's own classes, with the same numbers; see `meta_world_fast`. The
     first environment of a manipulation takes about 22 MB of memory in each process and 100 ms to make, because it
     loads the model. The others share it and take less than 1 MB. An environment is made again when its task
-    changes to another manipulation. With the same M, this never happens in training.
+    changes to another manipulation. In training, this never
+    happens if M is a multiple of the number of manipulations.
 
     Args:
         benchmark_seed: The seed of the benchmark's goals.

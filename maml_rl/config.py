@@ -89,7 +89,8 @@ class Config:
     """Function of the hidden layers."""
     network: Literal["conv4"] | None = _method(None)
     """For images, `conv4` is the network of few-shot classification, with as many filters as the last of
-    `hidden_sizes`. By default an MLP, or a small CNN for images."""
+    `hidden_sizes`. By default an MLP, or a small CNN for images. Those of
+    single environments are flattened."""
     initial_std: float = _method(1.0, above=0)
     """Standard deviation of the Gaussian policy before training, in units of half the action range."""
     observe_task: bool = _method(False)
@@ -190,7 +191,8 @@ class Config:
 
     def changed(self, *names: str) -> list[str]:
         """Returns the names of those options that differ from their defaults."""
-        return [o.name for o in fields(self) if o.name in names and getattr(self, o.name) != o.default]
+        defaults = Config().options()
+        return [name for name, value in self.options().items() if name in names and value != defaults[name]]
 
 
 @cache

@@ -202,7 +202,8 @@ class _GivenEnv(VectorFamily):
     Attributes:
         batched: Whether it is a vector environment.
         autoreset: How a vector environment resets itself.
-        raw_space: The space of one observation before it is flattened.
+        raw_space: The space of one observation.
+        flattens: Whether observations are flattened, as those of the run's family were.
         seeded: Whether resets pass on the learner's seeds.
 
     Raises:
@@ -221,8 +222,10 @@ class _GivenEnv(VectorFamily):
             self.raw_space, num_envs = env.observation_space, 1
             self.single_action_space = env.action_space
         self._env = env
-        numbers = isinstance(self.raw_space, spaces.Box | spaces.Discrete)
-        self.single_observation_space = self.raw_space if numbers else spaces.flatten_space(self.raw_space)
+        wanted_shape = family.single_observation_space.shape
+        as_it_is = isinstance(self.raw_space, spaces.Box) and self.raw_space.shape == wanted_shape
+        self.flattens = not (as_it_is or isinstance(self.raw_space, spaces.Discrete))
+        self.single_observation_space = spaces.flatten_space(self.raw_space) if self.flattens else self.raw_space
         for name in ("single_observation_space", "single_action_space"):
             ours, wanted = getattr(self, name), getattr(family, name)
             if ours != wanted:
@@ -264,8 +267,8 @@ class _GivenEnv(VectorFamily):
         return self.as_rows(observations), rewards, terminated, truncated, known
 
     def as_rows(self, observations: Any) -> Array:
-        """Copies observations as numbers, (N, ...). Gymnasium flattens spaces other than Box and Discrete."""
-        if isinstance(self.raw_space, spaces.Box | spaces.Discrete):
+        """Copies observations as numbers, (N, ...), flattened if the family's were."""
+        if not self.flattens:
             rows = np.array(observations)  # environments may reuse their arrays
             return rows if self.batched else rows[None]
         batched = batch_space(self.raw_space, self.num_envs)

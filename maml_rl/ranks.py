@@ -126,6 +126,8 @@ def joined(config: Config) -> Iterator[None]:
                 f"{name} is {getattr(config, name)}, but there are {world_size} processes, and each needs a task; "
                 f"start fewer processes, or choose a larger {name}."
             )
+    if dist.is_initialized():  # an earlier run has failed
+        dist.destroy_process_group()
     if number:  # rank 0 speaks for all
         _log.setLevel(logging.WARNING)
     where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))

@@ -26,7 +26,7 @@ from .runs.evaluation import adaptation_curves, curve, held_out
 from .runs.folder import new_policy, open_folder
 from .runs.tensorboard import Events, History
 from .sampling.collect import require_simulations
-from .sampling.families import import_family, make_env
+from .sampling.families import import_family, make_env, require_memory
 from .sampling.rollouts import Rollouts
 
 # Called after each iteration with the environment steps so far and the values that it logged, by tag.
@@ -65,6 +65,8 @@ def open_run(
         state = State(**ranks.from_first(state and state._asdict()))
         env = make_env(config, ranks.size(config.num_tasks) * config.num_rollouts)
         stack.callback(env.close)
+        for training in (True, False):
+            require_memory(env, config, training)
         if not ranks.rank():
             events = Events(config, state)
             stack.callback(events.close)

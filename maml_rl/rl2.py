@@ -247,7 +247,7 @@ def ppo_on_trials(
 def _check_options(config: Config) -> None:
     """Refuses the options of the inner loop, and says what to choose instead."""
     if not config.rl2_episodes:
-        raise UserError("rl2_episodes is 0, but RL² needs at least 1 episode; choose 2 or more.")
+        raise UserError("rl2_episodes is 0, but RL² needs at least 1, and remembers episodes from 2 on.")
     inner = ("log_std_lr", "learn_lr", "inner_advantage", "adapt_only", "first_order", "estimator", "e_maml")
     for name in [*["num_steps"] * (config.num_steps > 0), *config.changed(*inner)]:
         raise UserError(

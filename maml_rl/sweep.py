@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .config import Config
 from .envs import num_cores
 from .errors import UserError
+from .runs.evaluation import held_out_seed
 from .runs.files import make_folder
 from .runs.folder import load_config
 
@@ -123,9 +124,16 @@ def planned(
 def is_finished(config: Config) -> bool:
     """Whether a run was trained and evaluated with these options. If not, `train --resume` trains, or says why."""
     try:
-        evaluated = json.loads((config.run_dir / "evaluation.json").read_text())["iterations"]
+        evaluated = json.loads((config.run_dir / "evaluation.json").read_text())
+        wanted = {
+            "iterations": config.iterations,
+            "num_steps": config.eval_num_steps,
+            "num_tasks": config.eval_num_tasks,
+            "num_rollouts": config.eval_num_rollouts,
+            "seed": held_out_seed(config),
+        }
         same = load_config(config.run_dir).options("method") == config.options("method")
-        return bool(same and evaluated == config.iterations)
+        return bool(same and all(evaluated[name] == value for name, value in wanted.items()))
     except (OSError, ValueError, TypeError, KeyError, UserError):
         return False
 

@@ -431,6 +431,7 @@ class NewcomerEnv(gymnasium.Env):
     tasks = {  # noqa: RUF012
         "discrete": gymnasium.spaces.Discrete(3, start=2),
         "multi-discrete": gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 0]),
+        "integers": gymnasium.spaces.Box(-1, 2, (1,), np.int64),
         "unbounded": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64),
     }
 
@@ -453,6 +454,9 @@ class NewcomerEnv(gymnasium.Env):
 
 
 gymnasium.register("tests/Newcomer-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5)
+gymnasium.register(
+    "tests/Integers-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5, kwargs={"task": "integers"}
+)
 gymnasium.register(
     "tests/Deaf-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5, kwargs={"listens": False}
 )

@@ -19,6 +19,7 @@ from conftest import ROOT, TINY, collect
 from maml_rl.envs import BrokenEnvironmentError, check_family, make_vec
 from torch.utils._pytree import tree_leaves
 
+import maml_rl
 from maml_rl import Config, UserError, train
 from maml_rl.policies import flatten
 from maml_rl.runs import evaluation
@@ -455,16 +456,20 @@ def test_an_environment_that_fails_to_close_is_in_the_log(trouble, caplog):
 
 @pytest.mark.parametrize("see", ["table", "number", "picture"])
 @pytest.mark.parametrize("task", ["discrete", "multi-discrete"])
-def test_environments_as_people_have_them_train(see, task, command):
+def test_environments_as_people_have_them_train_and_are_adapted_to(see, task, command, tmp_path):
     arguments = ("train", "--env-id", "tests/Newcomer-v0", *TINY, "--iterations", 1, "--run-dir", "run")
     result = command(*arguments, "--num-workers", 0, "--env-kwargs", "see", see, "task", task)
     assert result.returncode == 0, result.stderr
+    env = gymnasium.make("tests/Newcomer-v0", see=see, task=task)
+    adapted = maml_rl.load(tmp_path / "run").adapt(env, num_rollouts=2)
+    assert env.action_space.contains(adapted(env.reset(seed=0)[0]))
 
 
 def test_discrete_tasks_are_drawn_uniformly():
     for task, expected in (
         ("discrete", [2, 3, 4]),
         ("multi-discrete", [[1, 0], [1, 1], [1, 2], [2, 0], [2, 1], [2, 2]]),
+        ("integers", [[-1], [0], [1], [2]]),
     ):
         env = make_vec("tests/Newcomer-v0", 2, task=task)
         tasks, counts = np.unique(env.sample_tasks(6000, np.random.default_rng(0)), axis=0, return_counts=True)
@@ -495,6 +500,16 @@ def test_an_environment_that_ignores_its_task_is_named():
     ):
         check_family("tests/Deaf-v0")
     check_family("misbehaving:tests/Newcomer-v0")
+    check_family("misbehaving:tests/Integers-v0")
+
+
+def test_the_number_of_rounds_does_not_change_an_evaluation():
+    """Nor does the number of ranks, which changes the rounds."""
+    config = Config(env_id="tests/SuccessOnce-v0", num_workers=0, num_rollouts=2, horizon=5)
+    config = dataclasses.replace(config, eval_num_tasks=7, eval_num_rollouts=3, eval_num_steps=1)
+    several, one = (dataclasses.replace(config, num_tasks=num_tasks) for num_tasks in (3, 12))
+    results = [evaluation.evaluate_policy(new_policy(config), config) for config in (several, one)]
+    assert results[0]["methods"] == results[1]["methods"]
 
 
 @pytest.mark.parametrize("num_tasks", [2, 3, 7, 8])

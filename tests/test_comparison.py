@@ -116,6 +116,8 @@ def test_scores_do_not_depend_on_the_order_of_the_folders(tmp_path):
     ]
     assert rows[0] == rows[1]
     assert by_method(load_runs(folders))["random"].returns[0].mean() > -85  # that of maml
+    promp = write_run(tmp_path / "promp", [-50, -44, -44, -44], random=-90.0, estimator="lvc", outer="ppo")
+    assert by_method(load_runs([promp, folders[2]]))["random"].returns[0].mean() < -85  # not that of the oracle
 
 
 def test_table_has_scores_and_what_was_published(tmp_path):

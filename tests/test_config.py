@@ -89,6 +89,11 @@ def test_help_shows_the_registered_choices(name, registry):
     assert get_args(literal) == tuple(registry)
 
 
+def test_nothing_is_changed_by_default():
+    assert Config().changed(*Config().options()) == []
+    assert Config(env_kwargs={"side": 2}).changed(*Config().options()) == ["env_kwargs"]
+
+
 def test_a_method_that_is_chosen_by_name_is_the_same(tmp_path):
     one, other = Config(), Config(method="maml")
     assert one.options() == other.options()

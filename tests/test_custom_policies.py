@@ -35,6 +35,7 @@ from maml_rl.policies import (
     load,
 )
 from maml_rl.policies.batched import per_task
+from maml_rl.policies.parameters import ADVANTAGE_NETWORK
 from maml_rl.policies.ready_made import make_policy as ready_made
 
 PIXELS = "maml_rl/PixelNavigation2D-v0"
@@ -243,6 +244,13 @@ def test_a_module_of_one_s_own_trains_resumes_and_is_evaluated(tmp_path, outer):
     resumed = maml_rl.train(dataclasses.replace(part, iterations=4, resume=True), policy=own).policy
     assert torch.equal(flatten(resumed), flatten(trained))
     assert json.loads((part.run_dir / "evaluation.json").read_text()) == results
+
+
+def test_advantages_of_several_actions_are_learned(tmp_path):
+    config = config_of(tmp_path, iterations=2, num_workers=0, inner_advantage="learned")
+    trained = maml_rl.train(config, policy=Own()).policy
+    assert torch.isfinite(flatten(trained)).all()
+    assert dict(trained.named_parameters())[ADVANTAGE_NETWORK].any()
 
 
 class OwnHead(nn.Module):

@@ -83,6 +83,16 @@ def test_it_adapts_as_in_an_evaluation(num_envs, num_steps):
         torch.testing.assert_close(actor.thetas[0], flatten(meta.policy))
 
 
+def test_it_adapts_where_derivatives_are_switched_off():
+    meta, thetas = untrained("maml_rl/Navigation2D-v0"), []
+    for switch in (torch.enable_grad, torch.no_grad):
+        env = gymnasium.make("maml_rl/Navigation2D-v0")
+        env.reset(options={"task": np.array([0.3, -0.4])})
+        with switch():
+            thetas.append(meta.adapt(env, num_steps=2, num_rollouts=4, seed=3)._actor.thetas)
+    assert torch.equal(*thetas)
+
+
 def test_resets_leave_the_task_alone():
     meta = untrained("maml_rl/Navigation2D-v0")
     env = gymnasium.make("maml_rl/Navigation2D-v0")

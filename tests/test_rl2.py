@@ -141,7 +141,10 @@ def test_it_learns_to_try_and_to_remember(tmp_path):
         ({"outer": "adam", "max_kl": 0.1}, "max_kl is 0.1, but is only used with outer trpo; choose that"),
         ({"outer_lr": 0.1}, "outer_lr is 0.1, but is only used with outer ppo, adam or reptile"),
         ({"ppo_clip": 0.1}, "ppo_clip is 0.1, but is only used with outer ppo"),
-        ({"first_order": True, "estimator": "lvc"}, "is only used with second derivatives, not with first_order"),
+        (
+            {"first_order": True, "estimator": "lvc"},
+            "is only used with second derivatives .without first_order.",
+        ),
         ({"num_steps": 0, "estimator": "lvc"}, "no inner step to differentiate; choose num_steps 1 or more"),
         ({"num_steps": 0, "first_order": True}, "no inner step to differentiate"),
         ({"observe_task": True}, "sees the task has nothing to adapt to; choose num_steps 0"),

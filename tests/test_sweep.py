@@ -1,5 +1,6 @@
 """`maml-rl sweep`: which runs it starts, how it goes on, and what it says when one fails."""
 
+import dataclasses
 import json
 
 import pytest
@@ -36,6 +37,7 @@ def test_runs_are_trained_once_and_compared(command, tmp_path):
     written = [(folder / "checkpoint.pt").stat().st_mtime_ns for folder in folders]
     again = command(*words)
     assert is_finished(load_config(folders[0]))
+    assert not is_finished(dataclasses.replace(load_config(folders[0]), eval_num_tasks=50))
     (folders[0] / "evaluation.json").write_text("{")
     assert not is_finished(load_config(folders[0]))
     assert again.stdout == result.stdout

@@ -1,4 +1,4 @@
-"""The inner loop. It exists here and nowhere else: training, evaluation and `maml_rl.load` all call it."""
+"""The inner loop of one task: the loss, and the step. `mlp` writes the same step out for many tasks at once."""
 
 from collections.abc import Callable
 
@@ -138,7 +138,7 @@ def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Con
     theta = theta.clone()
     networks = unflatten(policy, theta)  # views
     if config.inner_advantage == "learned":
-        num_inputs = num_features(support.observations.shape[-1], support.behaviour[0].shape[-1])
+        num_inputs = num_features(support.observations.shape[-1], support.behaviour[0][0, 0, 0].numel())
         set_scales(networks[ADVANTAGE_NETWORK], num_inputs, lambda: vmap(step_features)(support)[support.mask])
     if config.learn_lr == "task":
         set_scales(networks[LOG_LR_FACTORS], NUM_STATISTICS, lambda: vmap(statistics)(support))

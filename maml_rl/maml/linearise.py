@@ -60,7 +60,8 @@ def adapt_tasks(
 ) -> Tensor:
     """Adapts the parameters of m tasks, (m, P), without derivatives. The arguments are those of `adapt`."""
     if mlp.covers(policy):
-        return mlp.inner_step(policy, thetas, support, config, lr_factor)[0]
+        with torch.enable_grad():  # whatever the caller has set
+            return mlp.inner_step(policy, thetas, support, config, lr_factor)[0]
     adapted, _ = vmap(partial(adapt, policy, config=config, lr_factor=lr_factor))(thetas, support)
     return adapted
 

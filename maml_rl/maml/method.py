@@ -210,7 +210,7 @@ def _check_options(config: Config) -> None:
     _only_with(config, ppo and config.num_steps > 0, "outer ppo and inner steps", "kl_penalty")
     _only_with(config, config.outer != "trpo", "outer ppo, adam or reptile", "outer_lr")
     _only_with(config, config.estimator == "dice", "estimator dice", "dice_lambda")
-    _only_with(config, not config.first_order, "second derivatives, not with first_order", "estimator")
+    _only_with(config, not config.first_order, "second derivatives (without first_order)", "estimator")
     inner = config.changed("estimator", "e_maml", "first_order", "learn_lr", "inner_advantage")
     if config.outer == "reptile":
         if config.num_steps == 0:

@@ -57,7 +57,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
     if not as_made(policy):
         # A copy, because functional_call changes the module during the call, and the two halves of a
         # family are collected by two threads.
-        own = copy.deepcopy(policy).cpu()
+        own = copy.deepcopy(policy).to(theta.device)
         batched = vmap(lambda parameters, observations: functional_call(own, parameters, (observations,)))
         return partial(batched, parameters)
     # Products with a task axis take half of vmap's time, and this runs at every step.

@@ -146,6 +146,7 @@ def by_method(runs: list[Run]) -> dict[str, Curves]:
     with_random = {
         (
             method_of(config).unit != "step",
+            config.observe_task,
             label(config) != "maml",
             label(config),
             str(config.options("method")),

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,9 @@ def _with_options(
     if tasks is not None:
         if num_tasks is not None:
             raise UserError("Both tasks and num_tasks were given; leave num_tasks out.")
-        num_tasks = len(np.atleast_1d(np.asarray(tasks)))
+        num_tasks = len(tasks) if isinstance(tasks, Sized) else 0
+        if num_tasks < 2:
+            raise UserError("tasks must be at least 2, (M, D) numbers, because the result has intervals.")
     given: dict[str, Any] = {
         "eval_num_steps": num_steps,
         "eval_num_tasks": num_tasks,
@@ -159,12 +161,14 @@ def held_out(
     env = make_env(config, at_once * num_rollouts)
     try:
         chosen = held_out_tasks(env, config, tasks)
-        factors, seeds = lr_factors(config, config.eval_num_steps), stream(seed, "held-out rollouts")
+        factors = lr_factors(config, config.eval_num_steps)
         collect = partial(method_of(config).collect, env, policy, theta)
         # The last round is filled up with tasks whose results are not used.
         rounds = [slice(first, first + at_once) for first in range(rows.start, rows.stop, at_once)]
-        filled = np.resize(chosen, (rounds[-1].stop, *chosen.shape[1:]))
-        parts = [collect(filled[some], num_rollouts, TaskStreams(seeds, filled, some), factors) for some in rounds]
+        filled = np.resize(chosen, (max(len(chosen), rounds[-1].stop), *chosen.shape[1:]))
+        # Streams of its own for each round, because spawning from streams changes them.
+        seeds = [TaskStreams(stream(seed, "held-out rollouts"), filled, some) for some in rounds]
+        parts = [collect(filled[of.rows], num_rollouts, of, factors) for of in seeds]
         yield env, chosen, _checked(parts[0] if len(parts) == 1 else _joined(parts, own), config)
     finally:
         env.close()
@@ -233,7 +237,7 @@ def adaptation_curves(
     if name == "scratch":  # which is the untrained policy itself
         del wanted["random"]
     env = make_env(config, 1)
-    require_memory(env, config.eval_num_tasks * config.eval_num_rollouts)
+    require_memory(env, config, training=False)
     chosen, seen = held_out_tasks(env, config, tasks), env.all_tasks is not None
     env.close()
     methods: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from ..config import Config
 from ..errors import UserError
 from ..methods import method_of
 from ..policies import flatten, load
-from ..sampling.families import import_family, is_registered, make_env, require_memory
+from ..sampling.families import import_family, is_registered, make_env
 from ..sampling.streams import stream, torch_generator
 from ..zoo import located
 from .checkpoint import State, load_checkpoint
@@ -53,8 +53,6 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
     method = method_of(config)
     env = make_env(config, 1)
     env.close()
-    require_memory(env, config.num_tasks * config.num_rollouts)
-    require_memory(env, config.eval_num_tasks * config.eval_num_rollouts)
     if own is None:
         policy = method.make_policy(env, torch_generator(stream(config.seed, "policy")))
     else:

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from .. import ranks
 from ..config import Config
 from ..envs import BrokenEnvironmentError, VectorFamily, make_vec, num_cores
 from ..errors import UserError
@@ -83,13 +84,16 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
     return env
 
 
-def require_memory(env: VectorFamily, num_rollouts: int) -> None:
-    """Refuses rollouts that cannot fit into this machine's memory.
+def require_memory(env: VectorFamily, config: Config, training: bool) -> None:
+    """Refuses batches of rollouts, in training or in evaluations, that cannot fit into this machine's memory.
 
     Raises:
-        UserError: If that many rollouts of the family need more memory than there is.
+        UserError: If a phase needs more memory than there is.
     """
     assert env.max_episode_steps is not None
+    prefix = "" if training else "eval_"
+    num_tasks, num_rollouts = (getattr(config, prefix + name) for name in ("num_tasks", "num_rollouts"))
+    num_rollouts *= ranks.size(num_tasks)
     sizes = (spaces.flatdim(env.single_observation_space), 3 * spaces.flatdim(env.single_action_space), 8)
     needed = 4e-9 * num_rollouts * env.max_episode_steps * sum(sizes)
     memory = (
@@ -98,7 +102,8 @@ def require_memory(env: VectorFamily, num_rollouts: int) -> None:
     if needed > memory:
         raise UserError(
             f"{num_rollouts} rollouts of {env.max_episode_steps} steps need at least {needed:.0f} GB of "
-            f"memory, but this machine has {memory:.0f} GB; lower num_tasks, num_rollouts or horizon."
+            f"memory, but this machine has {memory:.0f} GB; lower {prefix}num_tasks, {prefix}num_rollouts or "
+            "horizon."
         )
 
 
