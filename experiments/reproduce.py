@@ -204,8 +204,8 @@ for _family in ("ant_vel", "ant_goal"):
         "num_tasks": 20,
         "num_rollouts": 5,
     }
-METHODS["ant_vel"]["oracle"]["iterations"] = 1600
-METHODS["ant_vel"]["learned_step"]["iterations"] = 600
+METHODS["ant_vel"]["oracle"]["iterations"] = 1700
+METHODS["ant_vel"]["learned_step"]["iterations"] = 420
 METHODS["ant_goal"]["oracle"]["iterations"] = 600
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
