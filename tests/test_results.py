@@ -122,7 +122,7 @@ def test_maml_is_above_pretraining_after_one_step(family):
     for ours, theirs in zip(maml.returns[:seeds], methods["pretrain"].returns, strict=True):
         assert ours[:, 1].mean() > theirs[:, 1].mean()  # a seed's tasks are the same for both
     apart = maml.interval[1, 0] > methods["pretrain"].interval[1, 1]
-    assert apart == (family not in ("ant_vel", "ml1_push"))  # whose pages say that intervals overlap
+    assert apart == (family not in ("ant_vel", "ant_goal", "ml1_push"))  # whose pages say that intervals overlap
 
 
 def test_learned_step_is_above_pretraining_on_push():
