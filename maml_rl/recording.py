@@ -73,7 +73,6 @@ def open_run(
         progress = tqdm(
             total=config.iterations,
             initial=state.iteration,
-            unit="it",
             dynamic_ncols=True,
             disable=ranks.rank() > 0,
         )
