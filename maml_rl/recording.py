@@ -57,6 +57,7 @@ def open_run(
     )
     device = learner_device(config)
     import_family(config.env_id)
+    require_memory(config, "", "eval_")
     policy = new_policy(config, own)
     with contextlib.ExitStack() as stack:
         events, state = None, None
@@ -65,8 +66,6 @@ def open_run(
         state = State(**ranks.from_first(state and state._asdict()))
         env = make_env(config, ranks.size(config.num_tasks) * config.num_rollouts)
         stack.callback(env.close)
-        for training in (True, False):
-            require_memory(env, config, training)
         if not ranks.rank():
             events = Events(config, state)
             stack.callback(events.close)

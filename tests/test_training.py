@@ -14,7 +14,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import maml_rl
-from maml_rl import Config
+from maml_rl import Config, UserError, train
 from maml_rl.methods import method_of
 from maml_rl.policies import flatten
 from maml_rl.runs.evaluation import evaluate, evaluate_policy, held_out
@@ -246,3 +246,13 @@ def test_learns_a_trivial_bandit(tmp_path):
     curve = json.loads((config.run_dir / "evaluation.json").read_text())["methods"]["maml"]["mean"]
     assert curve[0] == pytest.approx(2.5, abs=1.0)  # arms pay 1 and 0: guessing gets 2.5 of 5
     assert curve[1] > 4.75
+
+
+@pytest.mark.parametrize("name", ["num_tasks", "eval_num_tasks"])
+def test_batches_that_exceed_the_memory_are_refused(name, tmp_path):
+    """Only where they are collected: making the policy needs none of them."""
+    config = Config(run_dir=tmp_path / "run", **{name: 10**8})
+    with pytest.raises(UserError, match=f"GB; lower {name}, "):
+        train(config)
+    assert not config.run_dir.exists()
+    new_policy(config)

@@ -84,27 +84,33 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
     return env
 
 
-def require_memory(env: VectorFamily, config: Config, training: bool) -> None:
-    """Refuses batches of rollouts, in training or in evaluations, that cannot fit into this machine's memory.
+def require_memory(config: Config, *prefixes: str) -> None:
+    """Refuses batches of rollouts that cannot fit into this machine's memory.
+
+    Args:
+        config: The family and the sizes are used.
+        prefixes: Those of the options with the sizes: "" in training, "eval_" in evaluations.
 
     Raises:
         UserError: If a phase needs more memory than there is.
     """
+    env = make_env(config, 1)
+    env.close()
     assert env.max_episode_steps is not None
-    prefix = "" if training else "eval_"
-    num_tasks, num_rollouts = (getattr(config, prefix + name) for name in ("num_tasks", "num_rollouts"))
-    num_rollouts *= ranks.size(num_tasks)
     sizes = (spaces.flatdim(env.single_observation_space), 3 * spaces.flatdim(env.single_action_space), 8)
-    needed = 4e-9 * num_rollouts * env.max_episode_steps * sum(sizes)
     memory = (
         1e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     )
-    if needed > memory:
-        raise UserError(
-            f"{num_rollouts} rollouts of {env.max_episode_steps} steps need at least {needed:.0f} GB of "
-            f"memory, but this machine has {memory:.0f} GB; lower {prefix}num_tasks, {prefix}num_rollouts or "
-            "horizon."
-        )
+    for prefix in prefixes:
+        num_tasks, num_rollouts = (getattr(config, prefix + name) for name in ("num_tasks", "num_rollouts"))
+        num_rollouts *= ranks.size(num_tasks)
+        needed = 4e-9 * num_rollouts * env.max_episode_steps * sum(sizes)
+        if needed > memory:
+            raise UserError(
+                f"{num_rollouts} rollouts of {env.max_episode_steps} steps need at least {needed:.0f} GB of "
+                f"memory, but this machine has {memory:.0f} GB; lower {prefix}num_tasks, {prefix}num_rollouts or "
+                "horizon."
+            )
 
 
 def sample_tasks(env: VectorFamily, num_tasks: int, rng: np.random.Generator, held_out: bool = False) -> Array:
