@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, A, random_rollouts
+from conftest import TINY, A, O, random_rollouts
 from gymnasium import spaces
 from maml_rl.envs import check_family, make_vec
 from matplotlib.figure import Figure
@@ -251,6 +251,30 @@ def test_advantages_of_several_actions_are_learned(tmp_path):
     trained = maml_rl.train(config, policy=Own()).policy
     assert torch.isfinite(flatten(trained)).all()
     assert dict(trained.named_parameters())[ADVANTAGE_NETWORK].any()
+
+
+class FixedDeviation(nn.Module):
+    """A linear policy whose standard deviation is a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Linear(O, A)
+        self.register_buffer("log_std", torch.full((A,), -0.5))
+        initialise(self, torch.Generator().manual_seed(0))
+
+    def forward(self, observations):
+        mean = self.mean(observations)
+        return Normal(mean, self.log_std.to(mean.dtype).expand_as(mean))
+
+
+def test_derivatives_with_a_fixed_standard_deviation():
+    policy, config = FixedDeviation(), Config(inner_lr=0.3, chunk_tasks=2)
+    theta = flatten(policy).double()
+    supports, query = (random_rollouts("normal", seed=1),), random_rollouts("normal", seed=2)
+    exact = finite_differences(mean_over_tasks(objectives.surrogate, policy, supports, query, config), theta)
+    torch.testing.assert_close(gradient(policy, theta, supports, query, config), exact, rtol=1e-6, atol=1e-9)
+    chunks = linearise.linearise_chunks(policy, theta, supports, query, config)
+    assert all(not chunk.jvp(torch.ones_like(theta)).log_std.any() for chunk in chunks)
 
 
 class OwnHead(nn.Module):

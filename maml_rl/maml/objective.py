@@ -178,6 +178,8 @@ def jacobian_products(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable
     """
     at = tuple(x.detach().requires_grad_() for x in at)
     outputs, tree = tree_flatten(f(*at))
+    # Constants too, such as a fixed standard deviation, become functions of the arguments.
+    outputs = [output if output.requires_grad else output + 0 * at[0].sum() for output in outputs]
     grad = partial(torch.autograd.grad, retain_graph=True, materialize_grads=True)
 
     @cache  # not every outer optimiser needs it
