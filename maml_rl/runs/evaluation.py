@@ -237,7 +237,7 @@ def adaptation_curves(
     if name == "scratch":  # which is the untrained policy itself
         del wanted["random"]
     env = make_env(config, 1)
-    require_memory(config, "eval_")
+    require_memory(env, config, "eval_")
     chosen, seen = held_out_tasks(env, config, tasks), env.all_tasks is not None
     env.close()
     methods: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from ..config import Config
 from ..errors import UserError
 from ..methods import method_of
 from ..policies import flatten, load
-from ..sampling.families import import_family, is_registered, make_env
+from ..sampling.families import import_family, is_registered, make_env, require_memory
 from ..sampling.streams import stream, torch_generator
 from ..zoo import located
 from .checkpoint import State, load_checkpoint
@@ -40,12 +40,13 @@ _DRAWN = re.compile(r"rollouts\.png|events\.out\.tfevents\..*")
 _BEFORE_TRAINING = re.compile(rf"{re.escape(LOCK)}|config\.json|{_DRAWN.pattern}|{_TEMPORARY.pattern}")
 
 
-def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
+def new_policy(config: Config, own: nn.Module | None = None, for_training: bool = False) -> nn.Module:
     """Makes the untrained policy of a run. It is always the same for the same options.
 
     Args:
         config: The run's options.
         own: The user's own module instead of a ready-made one. It is copied.
+        for_training: Whether it is to be trained here, so that batches must fit into the memory.
 
     Raises:
         UserError: If there is no ready-made policy for the family, or the policy does not fit the options.
@@ -53,6 +54,8 @@ def new_policy(config: Config, own: nn.Module | None = None) -> nn.Module:
     method = method_of(config)
     env = make_env(config, 1)
     env.close()
+    if for_training:
+        require_memory(env, config, "", "eval_")
     if own is None:
         policy = method.make_policy(env, torch_generator(stream(config.seed, "policy")))
     else:

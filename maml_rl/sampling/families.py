@@ -84,18 +84,17 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
     return env
 
 
-def require_memory(config: Config, *prefixes: str) -> None:
+def require_memory(env: VectorFamily, config: Config, *prefixes: str) -> None:
     """Refuses batches of rollouts that cannot fit into this machine's memory.
 
     Args:
-        config: The family and the sizes are used.
+        env: An environment of the family.
+        config: The sizes are used.
         prefixes: Those of the options with the sizes: "" in training, "eval_" in evaluations.
 
     Raises:
         UserError: If a phase needs more memory than there is.
     """
-    env = make_env(config, 1)
-    env.close()
     assert env.max_episode_steps is not None
     sizes = (spaces.flatdim(env.single_observation_space), 3 * spaces.flatdim(env.single_action_space), 8)
     memory = (
