@@ -54,7 +54,6 @@ class FewShotVectorEnv(SupervisedFamily):
     """
 
     task_space: spaces.MultiDiscrete
-    loss = "cross_entropy"
     initial_noise = 2
 
     def __init__(self, images: Images, num_ways: int, num_envs: int = 1, **kwargs: Any):

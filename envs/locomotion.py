@@ -53,13 +53,6 @@ class _TwoDirections(MujocoVectorEnv):
     task_space = spaces.Box(-1.0, 1.0, (1,), np.float64)
     all_tasks = np.array([[-1.0], [1.0]])
 
-    def task_problem(self, tasks: Array) -> str | None:
-        """Checks that directions are 1 or -1."""
-        wrong = tasks[np.abs(tasks) != 1]
-        if not wrong.size:
-            return None
-        return f"the task {wrong[0]} is not a direction; choose 1 (forward) or -1 (backward)."
-
 
 class HalfCheetahDirVectorEnv(_TwoDirections, _HalfCheetah):
     """Half-cheetahs run, each forward or backward.

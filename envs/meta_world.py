@@ -54,7 +54,7 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
     * p(T): the benchmark's 50 tasks of each training manipulation. M tasks are divided among the manipulations
       as evenly as possible, in their order. If M is not a multiple of their number, the first manipulation is
       random.
-    * Held-out tasks: the benchmark's test tasks. In ML1, they are other goals of the same manipulation. In ML10
+    * Held-out tasks: the benchmark's test tasks. In ML1, they are different goals of one manipulation. In ML10
       and ML45, they are five manipulations that training does not use.
     * `info["success"]` is Meta-World's. A rollout succeeds if it is true at any step.
 
@@ -169,7 +169,7 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
 
 
 class ML1Env(MetaWorldEnv):
-    """A robot arm does one manipulation, with other goals in tests; see `MetaWorldEnv`.
+    """A robot arm does one manipulation, with different goals in tests; see `MetaWorldEnv`.
 
     Args:
         task_name: Meta-World's name of the manipulation, for example "reach-v3" or "pick-place-v3".

@@ -1,7 +1,5 @@
 """Supervised families: a task is a function, an episode shows one input and takes a prediction, H = 1."""
 
-from typing import ClassVar, Literal
-
 import numpy as np
 from gymnasium import spaces
 from PIL import Image, ImageDraw
@@ -17,27 +15,23 @@ class SupervisedFamily(TaskVectorEnv):
     input, the action is the prediction, and the reward is -L. As L is known, a learner need not estimate its
     gradient from rewards. It gets `examples`, inputs with their targets, and differentiates L.
 
-    A subclass sets `task_space`, `single_observation_space`, `single_action_space`, `loss` and `initial_noise`,
-    and defines `example`. It also defines `examples` if those of a task depend on each other. A longer horizon
-    shows the same input again. Arguments are those of `TaskVectorEnv`.
+    A subclass sets `task_space`, `single_observation_space`, `single_action_space` and `initial_noise`, and
+    defines `example`. It also defines `examples` if those of a task depend on each other. A longer horizon shows
+    the same input again. Arguments are those of `TaskVectorEnv`.
 
-    Attributes:
-        loss: The name of L. "mse" is the squared error, averaged over the A numbers of a prediction in an
-            unbounded Box. "cross_entropy" is for Discrete actions, the classes. An environment takes a class, not
-            probabilities, so its reward is -1 if the class is wrong, else 0.
+    L follows from the action space. For an unbounded Box, it is the squared error, averaged over the A numbers of
+    a prediction. For Discrete actions, the classes, it is the cross-entropy. An environment takes a class, not
+    probabilities, so its reward is -1 if the class is wrong, else 0.
     """
-
-    loss: ClassVar[Literal["mse", "cross_entropy"]]
 
     def _resize(self, num_envs: int) -> None:
         super()._resize(num_envs)
         space = self.single_action_space
         numbers = isinstance(space, spaces.Box) and len(space.shape) == 1 and not space.is_bounded()
-        fits = {"mse": numbers, "cross_entropy": isinstance(space, spaces.Discrete)}
-        if not fits.get(self.loss):
+        if not numbers and not isinstance(space, spaces.Discrete):
             raise ValueError(
-                f"{self.name}: the loss is {self.loss!r} and the action space {in_words(space)}, but the loss "
-                "must be 'mse' with an unbounded, one-dimensional Box, or 'cross_entropy' with a Discrete space."
+                f"{self.name}: the action space is {in_words(space)}, but predictions must be an unbounded, "
+                "one-dimensional Box for the squared error, or Discrete for the cross-entropy."
             )
 
     def example(self, task: Array, noise: Floats) -> tuple[Array, Array]:
@@ -75,9 +69,9 @@ class SupervisedFamily(TaskVectorEnv):
         return state.copy()
 
     def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
-        """Returns -L of the predictions, (n,); see `loss`."""
+        """Returns -L of the predictions, (n,)."""
         targets = state[:, self._input_size :]
-        if self.loss == "cross_entropy":
+        if isinstance(self.single_action_space, spaces.Discrete):
             return -np.asarray(action != targets[:, 0], np.float64)
         return -np.asarray(np.square(action - targets).mean(axis=1))
 
@@ -106,7 +100,6 @@ class SinusoidVectorEnv(SupervisedFamily):
     task_space = spaces.Box(np.array([0.1, 0.0]), np.array([5.0, np.pi]), dtype=np.float64)
     single_observation_space = spaces.Box(-5.0, 5.0, (1,), np.float32)
     single_action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    loss = "mse"
     initial_noise = 1
 
     def value(self, task: Array, x: Array) -> Array:

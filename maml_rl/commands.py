@@ -25,7 +25,7 @@ def evaluate(
     """Evaluates a run on held-out tasks, and prints the returns. The run folder is not changed.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder, or `zoo/NAME`.
         num_steps: S, adaptation steps. By default as in the run's options, like the next three.
         num_tasks: Held-out tasks.
         num_rollouts: K, rollouts of a task before and after each step.
@@ -70,7 +70,7 @@ def render(
     """Films held-out tasks before and after adaptation, side by side, as adaptation.mp4 and for TensorBoard.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder, or `zoo/NAME`.
         num_tasks: Number of held-out tasks to show, one per row.
         num_steps: S, adaptation steps. By default as in the run's options.
         seed: Seed of the held-out tasks and rollouts. By default as in the run's options.

@@ -1,6 +1,7 @@
 """Every option of a run, in one flat dataclass. The command line is made from it."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from functools import cache
 from os import PathLike
@@ -191,8 +192,13 @@ class Config:
 
     def changed(self, *names: str) -> list[str]:
         """Returns the names of those options that differ from their defaults."""
-        defaults = Config().options()
+        defaults = _defaults()
         return [name for name, value in self.options().items() if name in names and value != defaults[name]]
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return Config().options()
 
 
 @cache
@@ -215,16 +221,26 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
     if isinstance(value, str | PathLike) and Path in kinds:
         return Path(value)
     if isinstance(value, list | tuple) and tuple in kinds:
-        return tuple(_plain(part) for part in value)
-    value = _plain(value)
+        return tuple(_plain(part, {*get_args(annotation)}) for part in value)
+    if isinstance(value, dict) and dict in kinds:
+        value = {key: _plain(part) for key, part in value.items()}
+        for key, part in value.items():
+            if type(key) is not str or type(part) not in (bool, int, float, str):
+                raise UserError(
+                    f"{name} has {key!r}: {part!r}, but must be names with values of type bool, float, int or str."
+                )
+    value = _plain(value, kinds)
     if type(value) not in kinds and not (type(value) is int and float in kinds):
         wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in kinds))
         raise UserError(f"{name} is {value!r}, but must be of type {wanted}.")
     return value
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+def _plain(value: Any, kinds: Collection[Any] = ()) -> Any:
+    """A value without NumPy, and as a float where only floats are wanted."""
+    value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+    wants_float = float in kinds and int not in kinds
+    return float(value) if wants_float and type(value) is int and abs(value) < 2**63 else value
 
 
 def _check_value(name: str, value: Any, annotation: Any, limits: Any) -> None:

@@ -38,7 +38,7 @@ def load(run_dir: str | os.PathLike[str], policy: nn.Module | None = None, trust
     """Loads a trained run. Loading never runs code from the folder.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder, or `zoo/NAME` for a policy that comes with the package.
         policy: Your own module, if the run was trained with one.
         trust: Import the module that registers the run's family, if config.json names one.
 

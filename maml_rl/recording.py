@@ -26,7 +26,7 @@ from .runs.evaluation import adaptation_curves, curve, held_out
 from .runs.folder import new_policy, open_folder
 from .runs.tensorboard import Events, History
 from .sampling.collect import require_simulations
-from .sampling.families import import_family, make_env
+from .sampling.families import make_env
 from .sampling.rollouts import Rollouts
 
 # Called after each iteration with the environment steps so far and the values that it logged, by tag.
@@ -56,7 +56,6 @@ def open_run(
         resume=config.resume or ranks.restarted(),
     )
     device = learner_device(config)
-    import_family(config.env_id)
     policy = new_policy(config, own, for_training=True)
     with contextlib.ExitStack() as stack:
         events, state = None, None

@@ -29,6 +29,12 @@ from .sampling.spaces import Array
 class GRUPolicy(nn.Module):
     """A recurrent policy. Its inputs are the observation and the result of its last action.
 
+    Args:
+        observation_size: O.
+        num_actions: A, or the number of values of a discrete action.
+        memory_size: h.
+        head: Maps the state to a distribution.
+
     Attributes:
         num_actions: A.
         recurrent: The GRU layer, whose state of size h is the memory.

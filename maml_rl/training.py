@@ -11,7 +11,7 @@ from .methods import method_of
 from .recording import Callback, open_run
 from .runs.tensorboard import History
 from .sampling.collect import trimmed
-from .sampling.families import sample_tasks
+from .sampling.families import import_family, sample_tasks
 from .sampling.streams import numpy_generator, own_share, stream
 
 
@@ -47,6 +47,7 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
         UserError: If an option, environment, policy or run folder is wrong. The message says what to do.
         KeyboardInterrupt: On Ctrl-C, after a checkpoint of the last complete iteration was written.
     """
+    import_family(config.env_id)  # a module may register a method, too
     method = method_of(config)
     with ranks.joined(config), open_run(config, method, policy, callbacks) as run:
         theta, optimiser_state = run.theta, run.state.optimiser_state

@@ -141,6 +141,8 @@ def test_tasks_of_one_s_own_are_evaluated(run_dir):
         ([[0.1, 9.0]] * 2, "tasks has the task .* not in the task space"),
         ([["here", "there"]] * 2, "tasks is not an array of float"),
         ([[0.1, 0.2]], "tasks must be at least 2, "),
+        (0.1, "tasks must be at least 2, "),
+        (np.array(0.1), "tasks must be at least 2, "),
     ):
         with pytest.raises(UserError, match=sentence):
             maml_rl.evaluate(run_dir, tasks=wrong)
@@ -220,6 +222,32 @@ def test_a_module_named_on_the_command_line_is_imported(command, tmp_path):
     result = command("train", "--env-id", "foreign:Foreign-v0", "--run-dir", "run", *TINY, fresh=True)
     assert "Cannot make the task family 'foreign:Foreign-v0'" in result.stderr
     assert (tmp_path / "ran").exists()
+
+
+HALVES = """
+from maml_rl.maml.method import MAML
+from maml_rl.methods import METHODS
+
+
+class Halves(MAML):
+    name = label = "halves"
+
+
+METHODS["halves"] = Halves
+"""
+
+
+def test_a_method_of_the_family_s_module_is_found(command, tmp_path):
+    (tmp_path / "halves.py").write_text(HALVES)
+    result = command(
+        *("train", "--env-id", "halves:maml_rl/Navigation2D-v0", "--method", "halves", "--run-dir", "run", *TINY),
+        *("--iterations", "1"),
+        fresh=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run/config.json").read_text())["method"] == "halves"
+    result = command("evaluate", "run", "--trust", fresh=True)
+    assert result.returncode == 0, result.stderr
 
 
 class RandomSearch:

@@ -210,6 +210,17 @@ def test_columns_are_inner_steps_whatever_the_order(tmp_path):
     assert tables[0][0].startswith("| method | seeds | 0 steps | 1 step | 2 steps | 3 steps |")
 
 
+@pytest.mark.parametrize("num_rollouts", [1, 20])
+def test_every_step_has_a_column(num_rollouts, tmp_path):
+    runs = [
+        write_run(tmp_path / "oracle", [-2], steps=0, observe_task=True, num_steps=0, num_rollouts=num_rollouts),
+        write_run(tmp_path / "short", [-40, -12], steps=1, inner_lr=0.2, num_rollouts=num_rollouts),
+        write_run(tmp_path / "maml", [-40, -11, -4, -3], num_rollouts=num_rollouts),
+    ]
+    for order in (runs, runs[::-1]):
+        assert "| 2 steps | 3 steps |" in comparison_table("x", by_method(load_runs(order)))
+
+
 def test_runs_of_different_families_are_refused(tmp_path):
     runs = [write_run(tmp_path / "a", [1, 1, 1, 1]), write_run(tmp_path / "b", [1, 1, 1, 1], horizon=50)]
     with pytest.raises(

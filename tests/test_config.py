@@ -118,6 +118,11 @@ def test_a_method_that_is_chosen_by_name_is_the_same(tmp_path):
         ({"horizon": "long"}, "horizon is 'long', but must be of type None or int"),
         ({"run_dir": 3}, "run_dir is 3, but must be of type"),
         ({"eval_lr_factors": ("1",)}, "eval_lr_factors"),
+        (
+            {"env_kwargs": {"root": Path("data")}},
+            "env_kwargs has 'root': .*data.*, but must be names with",
+        ),
+        ({"env_kwargs": {"sizes": (1, 2)}}, r"env_kwargs has 'sizes': \(1, 2\), but must be names with values of"),
     ],
     ids=str,
 )
@@ -129,6 +134,8 @@ def test_a_value_of_another_type_is_refused(options, sentence):
 def test_numbers_and_lists_are_kept_as_json_has_them(tmp_path):
     config = Config(run_dir=tmp_path, seed=np.int64(3), inner_lr=np.float32(0.5), hidden_sizes=[8, np.int32(4)])
     assert config == Config(run_dir=tmp_path, seed=3, inner_lr=0.5, hidden_sizes=(8, 4))
+    whole = Config(inner_lr=1, eval_lr_factors=(1, 0.5), env_kwargs={"num_ways": np.int64(5)})
+    assert str(whole) == str(Config(inner_lr=1.0, eval_lr_factors=(1.0, 0.5), env_kwargs={"num_ways": 5}))
     save_config(config)
     assert load_config(tmp_path) == config
 

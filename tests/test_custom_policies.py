@@ -34,9 +34,10 @@ from maml_rl.policies import (
     initialise,
     load,
 )
-from maml_rl.policies.batched import per_task
-from maml_rl.policies.parameters import ADVANTAGE_NETWORK
+from maml_rl.policies.batched import as_made, per_task
+from maml_rl.policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
 from maml_rl.policies.ready_made import make_policy as ready_made
+from maml_rl.runs.folder import new_policy
 
 PIXELS = "maml_rl/PixelNavigation2D-v0"
 
@@ -300,6 +301,77 @@ def test_a_head_of_one_s_own_keeps_tasks_apart():
         alone = act(policy, thetas[i], observations[i])
         torch.testing.assert_close(together.mean[i], alone.mean)
         torch.testing.assert_close(together.log_std[i], alone.log_std)
+
+
+def as_buffer(module, name):
+    value = getattr(module, name).detach().clone()
+    delattr(module, name)
+    module.register_buffer(name, value)
+
+
+def share(policy):
+    policy.body[4].weight = policy.body[2].weight
+
+
+CHANGES = {
+    "fixed layer": lambda policy: [as_buffer(policy.body[2], name) for name in ("weight", "bias")],
+    "shared weights": share,
+    "shared layer": lambda policy: policy.body.__setitem__(4, policy.body[2]),
+    "fixed deviation": lambda policy: as_buffer(policy.head, "log_std"),
+    "fixed context": lambda policy: as_buffer(policy, "context"),
+    "deeper head": lambda policy: setattr(policy.head, "mean", nn.Sequential(policy.body[2], policy.head.mean)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_policy_is_not_taken_for_a_ready_made_one(change):
+    policy = MLP(2, (8, 8, 8), GaussianHead(8, 2, 0.7), context_size=2)
+    assert as_made(policy)
+    change(policy)
+    theta = flatten(policy) + torch.linspace(-0.3, 0.3, flatten(policy).numel())
+    observations = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    together, alone = per_task(policy, theta[None])(observations[None]), act(policy, theta, observations)
+    torch.testing.assert_close(together.mean[0], alone.mean)
+    torch.testing.assert_close(together.log_std[0], alone.log_std)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "head", "sentence"),
+    [
+        (
+            "maml_rl/Navigation2D-v0",
+            GaussianHead(8, 1, 1.0),
+            r"Normal .*\(N, 1\), .* Normal .*\(N, 2\);",
+        ),
+        (
+            "maml_rl/Navigation2D-v0",
+            CategoricalHead(8, 2),
+            r"a Categorical .*\(N, 2\), .* a Normal with",
+        ),
+        (
+            "maml_rl/BernoulliBandit-v0",
+            CategoricalHead(8, 3),
+            r"\(N, 3\), .* a Categorical .*\(N, 5\);",
+        ),
+    ],
+)
+def test_a_policy_for_other_actions_is_refused(env_id, head, sentence, tmp_path):
+    size = 2 if env_id.endswith("2D-v0") else 1
+    with pytest.raises(UserError, match=sentence):
+        maml_rl.train(Config(env_id=env_id, run_dir=tmp_path / "run"), policy=MLP(size, (8,), head))
+
+
+def test_a_trained_policy_keeps_its_learned_rules(tmp_path):
+    options = {"num_tasks": 3, "num_rollouts": 4, "horizon": 5, "hidden_sizes": (8,), "eval_every": 0}
+    config = Config(
+        run_dir=tmp_path / "a", iterations=1, learn_lr="layer", eval_num_tasks=2, eval_num_rollouts=2, **options
+    )
+    trained = maml_rl.train(config).policy
+    assert dict(trained.named_parameters())[LOG_LR_FACTORS].any()
+    assert torch.equal(flatten(new_policy(config, trained)), flatten(trained))
+    for learn_lr in ("no", "task"):
+        with pytest.raises(UserError, match="learned log_lr_factors for other options of the inner step"):
+            new_policy(dataclasses.replace(config, learn_lr=learn_lr), trained)
 
 
 class Buffered(nn.Module):

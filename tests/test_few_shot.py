@@ -225,6 +225,10 @@ def test_a_run_tells_classes_of_a_folder_apart(command, folders, tmp_path):
         (("--num-rollouts", "4"), "a task has 4 examples, but must have a multiple of num_ways = 5"),
         (("--env-id", "maml_rl/Sinusoid-v0", "--env-kwargs"), "network is 'conv4', but the observation space"),
         (("--rl2-episodes", "2", "--num-steps", "0", "--outer", "ppo"), "network is 'conv4', but RL² does not"),
+        (
+            ("--env-id", "maml_rl/PixelNavigation2D-v0"),
+            "normalises over all images of a call, but",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(command, options, sentence):

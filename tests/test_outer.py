@@ -323,6 +323,13 @@ def test_learned_step_sizes_have_a_meta_gradient_and_a_metric(kind):
     assert (unflatten(policy, new)[LOG_LR_FACTORS] != factors).all()
 
 
+def test_a_gradient_that_is_not_finite_is_reported():
+    policy, theta, supports, query, config = problem("normal", 1)
+    query = query._replace(advantages=query.advantages * torch.nan)
+    with pytest.raises(UserError, match="The surrogate is nan and its gradient's norm nan"):
+        trust_region.trpo_step(policy, theta, {}, [*supports, query], config)
+
+
 def test_an_optimiser_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="outer is 'sgd', but must be one of trpo, ppo, adam, reptile"):
         method_of(Config(outer="sgd"))
@@ -335,3 +342,11 @@ def test_a_task_that_pays_alike_everywhere_has_no_credit_for_exploring():
     credits = objectives.exploration_credits(query)
     assert credits[0] == 0
     assert 0 < credits[1:].abs().max() < 10
+
+
+def test_a_task_that_pays_nearly_alike_has_no_huge_credit_for_exploring():
+    """What is left of its advantages is the error of the baseline."""
+    query = random_rollouts("normal")
+    query = query._replace(rewards=query.rewards * torch.tensor([1e-6, 1.0, 1.0])[:, None, None])
+    query = with_advantages(query, 0.9, 0.9)
+    assert objectives.exploration_credits(query).abs().max() < 20

@@ -12,8 +12,7 @@ from torch.func import vmap
 from ..config import Config
 from ..envs import SupervisedFamily, VectorFamily, in_words
 from ..errors import UserError
-from ..policies import Distribution
-from ..policies.ready_made import make_policy
+from ..policies.ready_made import make_policy, require_fit
 from ..sampling.actors import TaskPolicies
 from ..sampling.collect import collect_phase
 from ..sampling.examples import example_sets, learns_from_examples, predict
@@ -82,11 +81,7 @@ class MAML:
         input_size = spaces.flatdim(env.single_observation_space) + self._task_size(env)
         with torch.no_grad():
             result = policy(torch.zeros(2, input_size))
-        if not isinstance(result, Distribution):
-            raise UserError(
-                f"The policy given returns a {type(result).__qualname__}, but must return one of "
-                "maml_rl.policies: Normal, Categorical or MultiCategorical."
-            )
+        require_fit(result, env.single_action_space)
         prepare(policy, self.config, input_size, result[0][0].numel())
 
     def _task_size(self, env: VectorFamily) -> int:
@@ -168,6 +163,12 @@ def _require_finite(thetas: Tensor, tasks: Array | None) -> None:
 
 def _check_family(config: Config, env: VectorFamily) -> None:
     """Refuses options that do not fit how the family is learned: from examples, or from rewards."""
+    if config.network == "conv4" and env.max_episode_steps != 1:
+        raise UserError(
+            f"network is 'conv4', which normalises over all images of a call, but episodes have "
+            f"{env.max_episode_steps} steps, and would be seen one step at a time when acting and whole when "
+            "learning; leave network out."
+        )
     if config.policy_gradient and not isinstance(env, SupervisedFamily):
         raise UserError(
             f"policy_gradient is on, but {config.env_id} is no supervised family and has no other gradient; leave "
@@ -210,7 +211,8 @@ def _check_options(config: Config) -> None:
     _only_with(config, ppo and config.num_steps > 0, "outer ppo and inner steps", "kl_penalty")
     _only_with(config, config.outer != "trpo", "outer ppo, adam or reptile", "outer_lr")
     _only_with(config, config.estimator == "dice", "estimator dice", "dice_lambda")
-    _only_with(config, not config.first_order, "second derivatives (without first_order)", "estimator")
+    second = ("estimator", "inner_advantage")  # a first-order gradient does not reach the network of advantages
+    _only_with(config, not config.first_order, "second derivatives (without first_order)", *second)
     inner = config.changed("estimator", "e_maml", "first_order", "learn_lr", "inner_advantage")
     if config.outer == "reptile":
         if config.num_steps == 0:

@@ -117,15 +117,17 @@ def exploration_credits(query: Rollouts) -> Tensor:
     """The credit c of each task, (M,): its return after adaptation minus the mean over the other tasks.
 
     It has the unit of the surrogate: it is divided by the mean length of an episode and by the scale of the task's
-    advantages. It is 0 where all advantages are 0, because the surrogate is 0 there too.
+    advantages. That of a task whose returns hardly differ is noise of its baseline, so it counts as a tenth of the
+    mean scale at least. The credit is 0 where all advantages are 0, because the surrogate is 0 there too.
 
     Args:
         query: The rollouts of the adapted policies, (M, K, H, ...).
     """
-    returns = query.returns().double()
-    everything, num_tasks = ranks.total(torch.stack([returns.sum(), returns.new_tensor(len(returns))]))
+    returns, scale = query.returns().double(), query.advantage_scale
+    sums = torch.stack([returns.sum(), scale.double().sum(), returns.new_tensor(len(returns))])
+    everything, scales, num_tasks = ranks.total(sums)
     others = (everything - returns) / (num_tasks - 1).clamp(min=1)
-    unit = query.mask.sum((1, 2)) / query.mask.shape[1] * query.advantage_scale
+    unit = query.mask.sum((1, 2)) / query.mask.shape[1] * scale.clamp(min=0.1 * scales.item() / num_tasks.item())
     credits = (returns - others).to(unit) / unit
     return torch.where(query.advantages.flatten(1).any(1), credits, 0.0)
 

@@ -20,7 +20,8 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
         action_size: A, or the number of logits.
 
     Raises:
-        UserError: If the policy does not have the parameters that options name.
+        UserError: If the policy does not have the parameters that options name, or has learned rules of a training
+            with other options.
     """
     names = [name for name, _ in policy.named_parameters()]
     if config.log_std_lr is not None and not any(name.rpartition(".")[2] == "log_std" for name in names):
@@ -34,6 +35,7 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
                 "choose one of them, or for 'context' a context_size of 1 or more."
             )
+    rules = {}
     if config.learn_lr != "no":
         layers = _layers(policy)
         num_layers = int(layers.max()) + 1
@@ -43,10 +45,17 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
             "parameter": torch.zeros(len(layers)),
             "task": initial_network(NUM_STATISTICS, num_layers),
         }
-        policy.register_parameter(LOG_LR_FACTORS, nn.Parameter(initial[config.learn_lr]))
+        rules[LOG_LR_FACTORS] = initial[config.learn_lr]
     if config.inner_advantage == "learned":
-        network = initial_network(num_features(observation_size, action_size), 2)
-        policy.register_parameter(ADVANTAGE_NETWORK, nn.Parameter(network))
+        rules[ADVANTAGE_NETWORK] = initial_network(num_features(observation_size, action_size), 2)
+    for name, given in policy.named_parameters():
+        if name in INNER_RULES and (name not in rules or rules.pop(name).shape != given.shape):
+            raise UserError(
+                f"The policy given has learned {name} for other options of the inner step; pass a policy without "
+                "it, or the options that it was trained with."
+            )
+    for name, rule in rules.items():
+        policy.register_parameter(name, nn.Parameter(rule))
 
 
 def _layers(policy: nn.Module) -> Tensor:

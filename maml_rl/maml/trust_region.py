@@ -1,5 +1,6 @@
 """Trust-region policy optimisation of the meta-objective, through the inner steps, with an exact metric."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from .. import ranks
 from ..config import Config
+from ..errors import UserError
 from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import in_threads
@@ -92,6 +94,9 @@ def trpo_step(
     al., arXiv:1502.05477, appendix C; Finn et al., arXiv:1703.03400, section 5.3). Conjugate gradients give the
     direction, and the quadratic model of the KL gives the length. Then the line search shortens the step until the
     surrogate falls and the KL holds. If no candidate does, θ is kept.
+
+    Raises:
+        UserError: If the surrogate or its gradient is not finite.
     """
     *before_each, query = batches
     supports = tuple(before_each)
@@ -102,12 +107,18 @@ def trpo_step(
     if config.e_maml:
         explored, slope = exploration(policy, theta, supports, query, config)
         before, gradient = before + explored, gradient + slope
+    size = gradient.norm().item()
+    if not (math.isfinite(before) and math.isfinite(size)):
+        raise UserError(
+            f"The surrogate is {before:g} and its gradient's norm {size:g}, so no outer step can be taken; lower "
+            "inner_lr."
+        )
     figures = {
         "surrogate_before": before,
         "surrogate_after": before,
         "kl": 0.0,
         "line_search_steps": 0.0,
-        "gradient_norm": gradient.norm().item(),
+        "gradient_norm": size,
         "accepted": 0.0,
     }
     step, image = conjugate_gradient(

@@ -20,20 +20,23 @@ def tanh(x: Tensor) -> Tensor:
 
 
 def as_made(policy: nn.Module) -> bool:
-    """Returns whether a policy is an MLP with a ready-made head, with nothing replaced, added or hooked."""
+    """Returns whether a policy is an MLP with a ready-made head, with nothing changed, shared or hooked."""
     if type(policy) is not MLP:
         return False
     body, head = policy.get_submodule("body"), policy.get_submodule("head")
     layers = [type(layer) for layer in body.children()]
-    linear = {
-        name for name, module in policy.named_modules() if type(module) is Linear and module.bias is not None
-    }
-    others = {"context", LOG_STD, *INNER_RULES}
+    linear = [f"body.{i}" for i in range(0, len(layers), 2)]
+    linear += ["head.mean" if type(head) is GaussianHead else "head.logits"]
+    expected = {f"{name}.{last}" for name in linear for last in ("weight", "bias")}
+    expected |= {LOG_STD} if type(head) is GaussianHead else set()
+    expected |= {"context"} if policy.context is not None else set()
     return (
         type(body) is nn.Sequential
         and layers in ([Linear, nn.Tanh] * (len(layers) // 2), [Linear, nn.ReLU] * (len(layers) // 2))
         and type(head) in (GaussianHead, CategoricalHead)
-        and all(name.rpartition(".")[0] in linear or name in others for name, _ in policy.named_parameters())
+        and type(policy.get_submodule(linear[-1])) is Linear
+        and {name for name, _ in policy.named_parameters()} - {*INNER_RULES} == expected
+        and not any(True for _ in policy.buffers())
         and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
     )
 

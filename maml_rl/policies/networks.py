@@ -25,7 +25,13 @@ class Linear(nn.Linear):
 
 
 class GaussianHead(nn.Module):
-    """A linear layer for the mean, and a standard deviation that does not depend on the observation."""
+    """A linear layer for the mean, and a standard deviation that does not depend on the observation.
+
+    Args:
+        num_features: F, the number of features.
+        num_actions: A.
+        std: The initial standard deviation, in units of half the action range.
+    """
 
     def __init__(self, num_features: int, num_actions: int, std: float):
         super().__init__()
@@ -43,7 +49,12 @@ def normal(mean: Tensor, log_std: Tensor) -> Normal:
 
 
 class CategoricalHead(nn.Module):
-    """A linear layer for the logits."""
+    """A linear layer for the logits.
+
+    Args:
+        num_features: F, the number of features.
+        num_actions: The number of values of an action.
+    """
 
     def __init__(self, num_features: int, num_actions: int):
         super().__init__()
@@ -56,6 +67,13 @@ class CategoricalHead(nn.Module):
 
 class MLP(nn.Module):
     """A multi-layer perceptron: a `body` and a `head`, with optional inputs that are parameters.
+
+    Args:
+        observation_size: O, of flattened observations, and of the task behind them if it is observed.
+        hidden_sizes: Widths of the hidden layers.
+        head: Maps the last layer's features to a distribution.
+        context_size: C.
+        activation: The class of the hidden layers' function.
 
     Attributes:
         body: The hidden layers.

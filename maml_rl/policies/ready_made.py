@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import Config
 from ..errors import UserError
+from .distributions import Categorical, Distribution, MultiCategorical, Normal
 from .networks import CNN, MLP, CategoricalHead, Conv4, GaussianHead, initialise
 
 _OWN = "pass a module of your own: train(config, policy=...), evaluate(run_dir, policy=...)"
@@ -105,3 +106,36 @@ def make_head(action_space: spaces.Space[Any], width: int, config: Config) -> Ga
         f"There is no ready-made policy for the action space {action_space}, only for a one-dimensional Box and "
         f"Discrete; {_OWN}."
     )
+
+
+def require_fit(result: object, action_space: spaces.Space[Any]) -> None:
+    """Refuses a policy whose distributions are not over the actions of an environment.
+
+    Args:
+        result: What the policy returns for N observations.
+        action_space: That of a single environment.
+
+    Raises:
+        UserError: The message says what the policy must return.
+    """
+    if not isinstance(result, Distribution):
+        raise UserError(
+            f"The policy given returns a {type(result).__qualname__}, but must return one of "
+            "maml_rl.policies: Normal, Categorical or MultiCategorical."
+        )
+    wanted: tuple[type, tuple[int, ...]]
+    if isinstance(action_space, spaces.Discrete):
+        wanted = Categorical, (int(action_space.n),)
+    elif isinstance(action_space, spaces.MultiDiscrete):
+        wanted = MultiCategorical, (len(action_space.nvec), int(action_space.nvec.max()))
+    else:
+        wanted = Normal, action_space.shape or ()
+    found = type(result), tuple(result[0].shape[1:])
+    if found != wanted:
+        is_, needed = (
+            f"{kind.__name__} with tensors (N, {', '.join(map(str, shape))})" for kind, shape in (found, wanted)
+        )
+        raise UserError(
+            f"For N observations, the policy given returns a {is_}, but the action space {action_space} needs a "
+            f"{needed}; change its last layer."
+        )

@@ -29,6 +29,7 @@ class Curves(NamedTuple):
     Attributes:
         returns: For each seed, (tasks, S + 1).
         episodes: The number of episodes of a task that a learner had seen before each of the S + 1 phases.
+        remembers: Whether each rollout is a learner of its own, as in RL².
         env_steps: The environment steps in these episodes, mean over seeds.
         middle: The interquartile mean of the returns, (S + 1,).
         interval: Its 95% interval, (S + 1, 2).
@@ -36,6 +37,7 @@ class Curves(NamedTuple):
 
     returns: list[Array]
     episodes: Array
+    remembers: bool
     env_steps: Array
     middle: Array
     interval: Array
@@ -165,9 +167,11 @@ def _curves(group: list[Run], method: str) -> Curves:
     shortest = min(len(curve["mean"]) for curve in curves)
     config, num_rollouts = group[0][1], group[0][2]["num_rollouts"]
     returns = [np.array(curve["returns"])[:, :shortest] for curve in curves]
+    remembers = method_of(config).independent_learners
     return Curves(
         returns,
-        np.arange(shortest) * (1 if method_of(config).independent_learners else num_rollouts),
+        np.arange(shortest) * (1 if remembers else num_rollouts),
+        remembers,
         np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
         *interquartile_mean(returns),
     )
@@ -213,10 +217,11 @@ def at_episodes(curves: Curves, episodes: Array) -> Array:
 def columns(methods: dict[str, Curves]) -> dict[str, Array]:
     """Returns the indices of up to four points of each method's curve.
 
-    In each column, methods have seen at most the same number of episodes of a task.
+    In each column, methods have seen at most the same number of episodes of a task: that of the method with the
+    most steps, or without one, of RL² with the most episodes.
     """
-    adapting = [c for c in methods.values() if len(c.episodes) > 1 and c.episodes[1] > 1]
-    episodes = (adapting or [*methods.values()])[0].episodes[:4]
+    most = max(methods.values(), key=lambda c: (len(c.episodes) > 1 and not c.remembers, len(c.episodes)))
+    episodes = most.episodes[:4]
     return {name: at_episodes(curves, episodes) for name, curves in methods.items()}
 
 

@@ -45,7 +45,7 @@ def evaluate(
     """Evaluates a run and its untrained policy after 0 ... S adaptation steps on the same held-out tasks.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder, or `zoo/NAME` for a policy that comes with the package.
         tasks: Your own tasks, (M, D), instead of held-out ones.
         num_steps: S, adaptation steps. By default the run's `eval_num_steps`. The next three work the same way.
         num_tasks: M, held-out tasks, at least 2 for an interval.
@@ -86,7 +86,7 @@ def evaluate_policy(
 
     Args:
         policy: The meta-trained module.
-        config: The options that it was trained with.
+        config: The options that it was trained with. The family must be registered: import its module first.
         untrained: The module before training. By default the one that the options make.
         tasks: As for `evaluate`, like the next four.
         num_steps: S.
@@ -100,10 +100,11 @@ def evaluate_policy(
     Raises:
         UserError: If an option is out of range, or the two modules have different parameters.
     """
-    before = flatten(new_policy(config, untrained))
-    state = State(flatten(policy).cpu(), before, {}, config.iterations, 0)
-    if len(state.theta) != len(before):
+    first = new_policy(config, untrained)
+    shapes = [[(name, x.shape) for name, x in module.named_parameters()] for module in (policy, first)]
+    if shapes[0] != shapes[1]:
         raise UserError("The untrained policy has other parameters; pass evaluate_policy(..., untrained=it).")
+    state = State(flatten(policy).cpu(), flatten(first), {}, config.iterations, 0)
     config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
     return adaptation_curves(policy, config, state, tasks=tasks)
 
@@ -119,7 +120,8 @@ def _with_options(
     if tasks is not None:
         if num_tasks is not None:
             raise UserError("Both tasks and num_tasks were given; leave num_tasks out.")
-        num_tasks = len(tasks) if isinstance(tasks, Sized) else 0
+        # A 0-dimensional array has a length by its type, but none in fact.
+        num_tasks = len(tasks) if isinstance(tasks, Sized) and getattr(tasks, "shape", None) != () else 0
         if num_tasks < 2:
             raise UserError("tasks must be at least 2, (M, D) numbers, because the result has intervals.")
     given: dict[str, Any] = {
@@ -236,10 +238,9 @@ def adaptation_curves(
     wanted = {name: (state.theta, trained), "random": (state.untrained, untrained)}
     if name == "scratch":  # which is the untrained policy itself
         del wanted["random"]
-    env = make_env(config, 1)
-    require_memory(env, config, "eval_")
-    chosen, seen = held_out_tasks(env, config, tasks), env.all_tasks is not None
-    env.close()
+    with contextlib.closing(make_env(config, 1)) as env:
+        require_memory(env, config, "eval_")
+        chosen, seen = held_out_tasks(env, config, tasks), env.all_tasks is not None
     methods: dict[str, Any] = {}
     for title, (theta, known) in wanted.items():
         if known is None:

@@ -202,10 +202,10 @@ def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) ->
     """
     folder = located(folder).absolute()  # an environment may change the working folder
     config = load_config(folder)
-    if not trust:
-        require_trust(config, "import it yourself first, or pass --trust (in Python trust=True)")
-    if not is_registered(config.env_id):
+    if trust:
         import_family(config.env_id)
+    else:
+        require_trust(config, "import it yourself first, or pass --trust (in Python trust=True)")
     policy = new_policy(config, own)
     state = load_checkpoint(folder, policy)
     load(policy, state.theta)

@@ -26,7 +26,7 @@ def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
 def task_inputs(space: spaces.Space[Any], tasks: Array) -> Tensor:
     """Converts tasks (M, D) to float32 inputs of a policy: a bounded Box to [-1, 1], discrete tasks to one-hot."""
     if isinstance(space, spaces.Box) and space.is_bounded():
-        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+        middle, half = _middle_and_half(space)
         tasks = (tasks - middle) / np.where(half > 0, half, 1)
     elif not isinstance(space, spaces.Box):
         tasks = np.stack([np.asarray(spaces.flatten(space, task)) for task in tasks])
@@ -45,5 +45,12 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
     assert isinstance(space, spaces.Box)
     if not space.is_bounded():
         return lambda actions: actions
-    middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+    middle, half = _middle_and_half(space)
     return lambda actions: middle + half * np.minimum(np.maximum(actions, -1.0), 1.0)
+
+
+def _middle_and_half(space: spaces.Box) -> tuple[Array, Array]:
+    """The middle of a Box and half of its width. Sums of small integers would overflow."""
+    kind = np.float64 if np.issubdtype(space.dtype, np.integer) else space.dtype
+    low, high = space.low.astype(kind), space.high.astype(kind)
+    return (high + low) / 2, (high - low) / 2
