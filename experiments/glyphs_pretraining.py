@@ -9,7 +9,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import reproduce
@@ -23,6 +22,7 @@ from maml_rl.cli import run
 from maml_rl.policies import CategoricalHead, Conv4
 from maml_rl.process import tune_process
 from maml_rl.runs.files import write_json
+from maml_rl.runs.folder import load_config
 from maml_rl.sampling.spaces import encode
 from maml_rl.sampling.streams import numpy_generator, stream, torch_generator
 
@@ -78,20 +78,23 @@ def main(
     Args:
         families: Families of reproduce.py.
         seeds: Seeds of each.
-        root: Where the runs' folders are, as in reproduce.py.
+        root: Where the runs' folders are, as in reproduce.py. Other families in its nearest.json are kept.
         device: Device of the learner.
     """
     tune_process()
-    found: dict[str, Any] = {}
+    path = root / "nearest.json"
+    found: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
     for family in families:
         for seed in seeds:
             config = reproduce.options(family, "maml", seed, root, device)
-            found.setdefault(family, []).append(nearest(config))
             folder = root / family / "pretraining" / f"seed{seed}"
             if not (folder / "evaluation.json").exists():
                 steps = {"inner_lr": 0.1, "num_steps": 1, "eval_num_steps": 10, "iterations": 0, "run_dir": folder}
                 train(dataclasses.replace(config, **steps), policy=pretrained(config))
-    write_json(root / "nearest.json", found)
+        # Of all seeds that are there, so that those of earlier calls are kept.
+        runs = sorted((root / family / "pretraining").glob("seed*/evaluation.json"))
+        found[family] = [nearest(load_config(run.parent)) for run in runs]
+        write_json(path, found)
     print(json.dumps(found, indent=2))
 
 

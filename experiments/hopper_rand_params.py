@@ -1,4 +1,4 @@
-"""MAML on hoppers with bodies of their own, as in arXiv:1810.06784.
+"""MAML on hoppers with random parameters, as in arXiv:1810.06784.
 
 `python experiments/hopper_rand_params.py`
 """

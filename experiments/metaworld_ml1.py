@@ -1,4 +1,4 @@
-"""MAML with a learned step on one manipulation of Meta-World with other goals in tests (ML1, arXiv:1910.10897).
+"""MAML with a learned step on one manipulation of Meta-World (ML1, arXiv:1910.10897).
 
 `python experiments/metaworld_ml1.py --env-kwargs task_name push-v3`; the extra `metaworld`. Plain MAML is
 `--learn-lr no --max-kl 0.01`.

@@ -1,4 +1,4 @@
-"""MAML on pendulums with other gravity and other rods.
+"""MAML on pendulums with varied gravity and rods.
 
 `python experiments/pendulum_params.py`
 """

@@ -104,7 +104,7 @@ def summary_table(root: Path = RESULTS) -> str:
 
 
 def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
-    """The score of each method after one step, by family; families without an oracle are left out.
+    """The score of each method after one step, by family. A family needs an oracle and another method.
 
     Methods that do not adapt have the score that they begin with. The score is that of `published.score`.
     """
@@ -114,15 +114,15 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
         mean = {name: np.concatenate(of.returns).mean(0) for name, of in curves.items()}
         if family == "tabular_mdp" and mean:
             mean["oracle"] = np.array([short_baselines.optimum()])
-        if not mean.keys() >= {"random", "oracle"}:
+        if not mean.keys() > {"random", "oracle"}:
             continue
         paper = published.RETURNS.get(base.env_id, {})
         mean |= {f"{name} as published": np.array(returns) for name, returns in paper.items() if name == "maml"}
         found[family], at = {}, columns(curves)
         for name in [name for name in mean if name not in ("random", "oracle")]:  # 0 and 1 by definition
             theirs = {key: np.array(of) for key, of in paper.items()} if name.endswith("published") else mean
-            after = mean[name][at[name][1:2] if name in at else [1]]
-            score = published.score(after, theirs["random"][1:2], theirs["oracle"][0])
+            after = mean[name][at[name][:2][-1:] if name in at else [1]]
+            score = published.score(after, theirs["random"][:2][-1:], theirs["oracle"][0])
             found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score[0]))
     return found
 
@@ -170,13 +170,14 @@ def oracles_table(root: Path = RESULTS) -> str:
 
 
 def means_table(methods: dict[str, Curves]) -> str:
-    """Markdown: means over all tasks, and those of each seed after one step."""
+    """Markdown: means over all tasks, and those of each seed after one step, or before if no method adapts."""
     at = columns(methods)
     steps = step_names(range(len(next(iter(at.values())))))
-    rows = [["mean over tasks", *steps, "1 step, seed by seed"]]
+    shown = min(1, len(steps) - 1)
+    rows = [["mean over tasks", *steps, f"{steps[shown]}, seed by seed"]]
     for name, curves in methods.items():
         mean = np.concatenate(curves.returns).mean(0)[at[name]]
-        seeds = [f"{of_seed.mean(0)[at[name][1]]:.2f}" for of_seed in curves.returns]
+        seeds = [f"{of_seed.mean(0)[at[name][shown]]:.2f}" for of_seed in curves.returns]
         rows.append([name, *(f"{x:.2f}" for x in mean), ", ".join(seeds)])
     return as_markdown(rows)
 
@@ -324,8 +325,9 @@ def few_shot_table(family: str, root: Path) -> str:
         ]
         name = "pre-training" if method == "pretraining" else method.replace("_", "-")
         rows.append([name, str(len(paths)), *cells])
-    if (root / "nearest.json").exists():
-        nearest = json.loads((root / "nearest.json").read_text())[family]
+    path = root / "nearest.json"
+    nearest = json.loads(path.read_text()).get(family) if path.exists() else None
+    if nearest:
         rows.append(
             ["nearest neighbour", str(len(nearest)), f"{100 * np.mean(nearest):.1f}", *[""] * (len(rows[0]) - 3)]
         )
@@ -451,12 +453,7 @@ def all_tables() -> dict[str, str]:
         found[f"{family} totals"] = short_baselines.table(family)
     found["faults"] = faults.table(json.loads((RESULTS / "faults.json").read_text()))
     found["estimators"] = estimators.tables(json.loads((estimators.RESULTS / "table.json").read_text()))
-    evaluation = {
-        "unit": "step",
-        "tasks_seen": False,
-        "tasks_given": False,
-    }  # which files of version 0.1 do not say
-    evaluation |= json.loads((RESULTS / "navigation_2d/learned_step/seed1/evaluation.json").read_text())
+    evaluation = json.loads((RESULTS / "navigation_2d/learned_step/seed1/evaluation.json").read_text())
     printed = "\n".join(line.rstrip() for line in table(evaluation).splitlines())
     return found | {"printed by make train": f"```text\n{printed}\n```"}
 

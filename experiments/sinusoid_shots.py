@@ -1,6 +1,6 @@
 """Errors of the sinusoid runs with 5, 10 and 20 examples of a task: `python experiments/sinusoid_shots.py`.
 
-Writes two files into the folder of the runs. shots.json has the mean squared errors on held-out tasks, of which
+Writes two files beside the committed results. shots.json has the mean squared errors on held-out tasks, of which
 `report.py` makes a table. fits.png shows predictions of the first MAML run before and after 1 and 10 steps.
 """
 
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from reproduce import METHODS
 
 import maml_rl
+from maml_rl import UserError
 from maml_rl.cli import run
 from maml_rl.methods import curve_name
 from maml_rl.results.comparison import as_markdown, step_names
@@ -71,20 +72,28 @@ def table(found: dict[str, Any]) -> str:
     return as_markdown(rows)
 
 
-def main(root: Path = RESULTS) -> None:
+def main(root: Path = Path("runs/reproduce/sinusoid"), output: Path = RESULTS) -> None:
     """Evaluates finished runs, and prints the table.
 
     Args:
         root: Their folder, as `reproduce.py` makes it for a family.
+        output: The folder to write into. Errors of other runs in its shots.json are kept.
     """
-    found: dict[str, Any] = {}
-    for method in METHODS["sinusoid"]:
-        for folder in sorted(path.parent for path in root.glob(f"{method}/seed*/checkpoint.pt")):
-            if load_config(folder).eval_num_steps:  # the oracle does not adapt
-                found.setdefault(method.replace("_", "-"), {})[folder.name] = errors(folder)
-    write_json(root / "shots.json", found)
-    if (root / "maml/seed1").exists():
-        write_figure(root / "fits.png", fits_figure(root / "maml/seed1"))
+    paths = [path for method in METHODS["sinusoid"] for path in sorted(root.glob(f"{method}/seed*/checkpoint.pt"))]
+    # The oracle does not adapt.
+    folders = [path.parent for path in paths if load_config(path.parent).eval_num_steps]
+    if not folders:
+        raise UserError(
+            f"{root} has no checkpoint of a method that adapts; train one with python experiments/reproduce.py "
+            "--families sinusoid, or give the folder of such runs as --root."
+        )
+    shots = output / "shots.json"
+    found: dict[str, Any] = json.loads(shots.read_text()) if shots.exists() else {}
+    for folder in folders:
+        found.setdefault(folder.parent.name.replace("_", "-"), {})[folder.name] = errors(folder)
+        write_json(shots, found)
+    if (root / "maml/seed1/checkpoint.pt").exists():
+        write_figure(output / "fits.png", fits_figure(root / "maml/seed1"))
     print(table(found))
 
 

@@ -1,4 +1,4 @@
-"""MAML on walkers with bodies of their own, as in arXiv:1810.06784.
+"""MAML on walkers with random parameters, as in arXiv:1810.06784.
 
 `python experiments/walker_2d_rand_params.py`
 """

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 
+import glyphs_pretraining
 import numpy as np
 import pytest
 import report
 import reproduce
+import sinusoid_shots
+import zoo
 from conftest import ROOT
 
-from maml_rl import evaluate
+from maml_rl import UserError, evaluate
 from maml_rl.methods import method_of
 from maml_rl.results.comparison import by_method, load_runs
 from maml_rl.runs.folder import load_config
@@ -21,13 +24,14 @@ RUNS = [folder for family in FAMILIES for folder in report.runs_of(family)]
 
 
 @pytest.fixture(scope="module")
-def tables():
+def tables():  # takes long, so tests with it run in one process (xdist_group)
     return report.all_tables()
 
 
 PAGES = [page for page in report.PAGES if "<!-- table:" in page.read_text()]
 
 
+@pytest.mark.xdist_group("tables")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_tables_are_those_of_the_committed_runs(page, tables):
     """Run `python experiments/report.py` where they are not."""
@@ -35,6 +39,7 @@ def test_tables_are_those_of_the_committed_runs(page, tables):
     assert report.filled(text, tables) == text
 
 
+@pytest.mark.xdist_group("tables")
 def test_every_table_is_on_a_page(tables):
     everywhere = "".join(page.read_text() for page in PAGES)
     for name, table in tables.items():
@@ -87,7 +92,14 @@ def test_today_s_script_asks_for_what_was_run(folder):
 
 
 @pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if (report.RESULTS / family / "maml/seed1/checkpoint.pt").exists()]
+    "family",
+    [
+        family
+        for family in FAMILIES
+        # Tests of the zoo evaluate the others.
+        if (report.RESULTS / family / "maml/seed1/checkpoint.pt").exists()
+        and zoo.CHOSEN.get(family) != ("maml", 1)
+    ],
 )
 def test_committed_parameters_still_do_what_was_written_down(family):
     """On the first tasks, with rollouts of their own; in parts of what training made of the untrained policy."""
@@ -152,3 +164,46 @@ def test_a_longer_run_goes_on_and_its_record_is_of_all_of_it(tmp_path, monkeypat
     assert report.runs_of("navigation_2d", tmp_path) == [folder]
     assert report.how_table([folder]).count("navigation_2d") == 1
     assert report.summary_table(tmp_path).count("\n") == 1  # without an oracle there is no score
+
+
+@pytest.mark.parametrize("methods", [("oracle",), ("oracle", "rl2_once")])
+def test_runs_that_do_not_adapt_have_a_report(methods, tmp_path, capsys):
+    (tmp_path / "bernoulli_bandit").mkdir()
+    for method in methods:
+        (tmp_path / "bernoulli_bandit" / method).symlink_to(report.RESULTS / "bernoulli_bandit" / method)
+    report.main(tmp_path)
+    assert "| mean over tasks | 0 steps | 0 steps, seed by seed |" in capsys.readouterr().out
+    assert (tmp_path / "bernoulli_bandit/adaptation.png").exists()
+
+
+def test_nearest_neighbours_of_other_families_and_seeds_are_kept(tmp_path, monkeypatch):
+    one, other = reproduce.FEW_SHOT[:2]
+    for family in (one, other):
+        (tmp_path / family).mkdir()
+        (tmp_path / family / "pretraining").symlink_to(report.RESULTS / family / "pretraining")
+    (tmp_path / "nearest.json").write_text('{"letters": [0.5]}')
+    monkeypatch.setattr(glyphs_pretraining, "tune_process", lambda: None)  # the process is pytest's
+    monkeypatch.setattr(glyphs_pretraining, "nearest", lambda config: config.seed / 10)
+    glyphs_pretraining.main((one,), (2,), tmp_path)
+    found = json.loads((tmp_path / "nearest.json").read_text())
+    assert found == {"letters": [0.5], one: [0.1, 0.2, 0.3]}
+    assert "| nearest neighbour | 3 | 20.0 |" in report.few_shot_table(one, tmp_path)
+    assert "nearest" not in report.few_shot_table(other, tmp_path)
+
+
+def test_errors_of_other_sinusoid_runs_are_kept(tmp_path, monkeypatch):
+    committed = (sinusoid_shots.RESULTS / "shots.json").read_text()
+    (tmp_path / "shots.json").write_text(committed)
+    with pytest.raises(UserError, match="no checkpoint"):
+        sinusoid_shots.main(tmp_path, tmp_path)
+    assert (tmp_path / "shots.json").read_text() == committed
+    folder = tmp_path / "meta_sgd/seed1"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes((sinusoid_shots.RESULTS / "meta_sgd/seed1/config.json").read_bytes())
+    (folder / "checkpoint.pt").touch()
+    new = {shots: [0.0] * 11 for shots in ("5", "10", "20")}
+    monkeypatch.setattr(sinusoid_shots, "errors", lambda folder: new)
+    sinusoid_shots.main(tmp_path, tmp_path)
+    expected = json.loads(committed)
+    expected["meta-sgd"]["seed1"] = new
+    assert json.loads((tmp_path / "shots.json").read_text()) == expected

@@ -28,7 +28,7 @@ from maml_rl.sampling.rollouts import Rollouts
 from maml_rl.sampling.streams import stream
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.iteration import in_turns
+from benchmarks.timing import in_turns
 
 
 def measure(env_id: str, num_tasks: int, repetitions: int) -> dict[str, float]:

@@ -15,8 +15,8 @@ import dataclasses
 import json
 import resource
 import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -44,19 +44,8 @@ from maml_rl.sampling.spaces import action_map
 from maml_rl.sampling.streams import integer_seed, stream
 from maml_rl.sampling.threads import in_threads, map_chunks, rows_of, torch_threads
 
-NAVIGATION, CHEETAH = "maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0"
-
-
-def seconds(f: Callable[[], Any]) -> float:
-    """The wall time of a call."""
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
-
-def in_turns(parts: dict[str, Callable[[], Any]], repetitions: int, warm_up: int = 2) -> list[dict[str, float]]:
-    """Seconds of each part, turn after turn, as the speed of a shared machine drifts."""
-    return [{name: seconds(f) for name, f in parts.items()} for _ in range(warm_up + repetitions)][warm_up:]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.timing import in_turns
 
 
 def ways_of(
@@ -292,8 +281,8 @@ def main(repetitions: int = 15, chunk_tasks: int = 10) -> None:
     report = {
         "threads": torch.get_num_threads(),
         "families": [
-            measure(NAVIGATION, 20, 20, chunk_tasks, repetitions),
-            measure(CHEETAH, 40, 20, chunk_tasks, repetitions),
+            measure("maml_rl/Navigation2D-v0", 20, 20, chunk_tasks, repetitions),
+            measure("maml_rl/HalfCheetahVel-v0", 40, 20, chunk_tasks, repetitions),
         ],
         "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }

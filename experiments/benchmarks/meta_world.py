@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -24,14 +25,10 @@ import tyro
 from maml_rl.envs import make_vec
 from maml_rl.envs.meta_world_fast import fast
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.timing import own_turns, seconds
+
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-
-
-def seconds(f: Callable[[], Any]) -> float:
-    """The wall time of a call."""
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
 
 
 def cpu_seconds(f: Callable[[], Any]) -> float:
@@ -41,10 +38,10 @@ def cpu_seconds(f: Callable[[], Any]) -> float:
     return time.thread_time() - start
 
 
-def turns(parts: dict[str, Callable[[], float]], repetitions: int) -> dict[str, float]:
-    """The least seconds of each part, over turns; the first one does not count."""
-    times = [{name: f() for name, f in parts.items()} for _ in range(1 + repetitions)][1:]
-    return {name: min(turn[name] for turn in times) for name in parts}
+def least(parts: dict[str, Callable[[], float]], repetitions: int) -> dict[str, float]:
+    """The least seconds of each part over turns."""
+    turns = own_turns(parts, repetitions)
+    return {name: min(turn[name] for turn in turns) for name in parts}
 
 
 def manipulation(name: str, repetitions: int, steps: int = 20) -> dict[str, float]:
@@ -77,9 +74,9 @@ def manipulation(name: str, repetitions: int, steps: int = 20) -> dict[str, floa
 
         return sum(step(a) for a in actions)
 
-    times = turns({"meta_world": by_meta_world, "this_package": faster, "bare_physics": bare}, repetitions)
-    resets = turns({f"reset_{i}": lambda e=env: cpu_seconds(e.reset) for i, env in enumerate(envs)}, 2)  # type: ignore[misc]
-    return {part: round(least / steps * 1e6, 1) for part, least in times.items()} | {
+    times = least({"meta_world": by_meta_world, "this_package": faster, "bare_physics": bare}, repetitions)
+    resets = least({f"reset_{i}": lambda e=env: cpu_seconds(e.reset) for i, env in enumerate(envs)}, 2)  # type: ignore[misc]
+    return {part: round(of / steps * 1e6, 1) for part, of in times.items()} | {
         "times_faster": round(times["meta_world"] / times["this_package"], 2),
         "times_bare_physics": round(times["this_package"] / times["bare_physics"], 2),
         "reset_milliseconds_meta_world": round(resets["reset_0"] * 1e3, 1),
@@ -106,7 +103,7 @@ def ml10(repetitions: int, horizon: int) -> dict[str, Any]:
         actions = np.random.default_rng(0).uniform(-1, 1, (horizon, env.num_envs, 4)).astype(np.float32)
         return seconds(lambda: [env.step(a_t) for a_t in actions])
 
-    times = turns({name: lambda env=env: run(env) for name, env in envs.items()}, repetitions)  # type: ignore[misc]
+    times = least({name: lambda env=env: run(env) for name, env in envs.items()}, repetitions)  # type: ignore[misc]
     rates = {name: horizon * env.num_envs / times[name] for name, env in envs.items()}
     for env in envs.values():
         env.close()

@@ -19,7 +19,7 @@ from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import stream
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.iteration import CHEETAH, NAVIGATION, in_turns
+from benchmarks.timing import in_turns
 
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -49,7 +49,7 @@ def main(repetitions: int = 5) -> None:
     """
     tune_process()
     found = {}
-    for env_id in (NAVIGATION, CHEETAH):
+    for env_id in ("maml_rl/Navigation2D-v0", "maml_rl/HalfCheetahVel-v0"):
         turns = in_turns({name: iteration(env_id, rule) for name, rule in RULES.items()}, repetitions)
         seconds = {name: statistics.median(turn[name] for turn in turns) for name in RULES}
         found[env_id] = {name: round(of, 3) for name, of in seconds.items()} | {

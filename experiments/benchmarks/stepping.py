@@ -14,8 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -35,6 +35,9 @@ from maml_rl.sampling.families import make_env
 from maml_rl.sampling.rollouts import Rollouts
 from maml_rl.sampling.spaces import action_map
 from maml_rl.sampling.streams import integer_seed, stream
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.timing import own_turns, seconds
 
 NUM_TASKS, NUM_ROLLOUTS = 40, 20
 PEERS = {"HalfCheetahVel": "HalfCheetah-v5", "AntVel": "Ant-v5"}
@@ -63,18 +66,6 @@ class BusyEnv(gymnasium.Env):
         while time.perf_counter() < end:
             pass
         return np.zeros(3, np.float32), 0.0, False, False, {}
-
-
-def seconds(f: Callable[[], Any]) -> float:
-    """The wall time of a call."""
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
-
-def turns(parts: dict[str, Callable[[], float]], repetitions: int) -> list[dict[str, float]]:
-    """Seconds of each part, in turn after turn; the first one does not count."""
-    return [{name: f() for name, f in parts.items()} for _ in range(1 + repetitions)][1:]
 
 
 def stepping(name: str, horizon: int, repetitions: int) -> dict[str, Any]:
@@ -152,7 +143,7 @@ def stepping(name: str, horizon: int, repetitions: int) -> dict[str, Any]:
         "with_policy": lambda: seconds(rollouts),
         "gymnasium_single": gymnasium_single,
     }
-    times = turns(parts, repetitions)
+    times = own_turns(parts, repetitions)
     steps = {part: horizon * (1 if part == "gymnasium_single" else num_envs) for part in parts}
     rates = {part: steps[part] / statistics.median(turn[part] for turn in times) for part in parts}
     return {
@@ -192,7 +183,7 @@ def adapter(repetitions: int, num_envs: int, horizon: int = 10) -> dict[str, Any
         env.reset(seed=0)
         return seconds(lambda: [env.step(actions) for _ in range(horizon)])
 
-    taken = turns({str(n): lambda env=env: run(env) for n, env in envs.items()}, repetitions)  # type: ignore[misc]
+    taken = own_turns({str(n): lambda env=env: run(env) for n, env in envs.items()}, repetitions)  # type: ignore[misc]
     for env in envs.values():
         env.close()
     workers = str(os.cpu_count() or 1)

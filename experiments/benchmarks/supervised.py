@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from maml_rl.process import tune_process
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import glyphs
 import sinusoid
+from benchmarks.timing import seconds
 
 # Products of each layer for the support set: forwards, the gradient's two, and two for the derivative of each of
 # these three. Query set: forwards, and the gradient's two.
@@ -43,8 +45,8 @@ def milliseconds(config: Config, iterations: int) -> float:
             dataclasses.replace(config, **short),  # type: ignore[arg-type]
             callbacks=[lambda env_steps, scalars: ends.append(time.perf_counter())],
         )
-    seconds = [end - start for start, end in pairwise(ends)]
-    return 1e3 * statistics.median(seconds[len(seconds) // 3 :])
+    times = [end - start for start, end in pairwise(ends)]
+    return 1e3 * statistics.median(times[len(times) // 3 :])
 
 
 def floor(config: Config, repetitions: int) -> float:
@@ -56,12 +58,7 @@ def floor(config: Config, repetitions: int) -> float:
         rows, filters = config.num_rollouts * size**2, config.hidden_sizes[-1]
         x = torch.randn(config.num_tasks, rows, 9 * channels)
         w = torch.randn(config.num_tasks, 9 * channels, filters)
-        times = []
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            torch.bmm(x, w)
-            times.append(time.perf_counter() - start)
-        total += _PRODUCTS * statistics.median(times)
+        total += _PRODUCTS * statistics.median(seconds(partial(torch.bmm, x, w)) for _ in range(repetitions))
         channels = filters
     torch.set_num_threads(1)
     return 1e3 * total

@@ -22,7 +22,7 @@ from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import stream
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.iteration import in_turns
+from benchmarks.timing import in_turns
 
 SIZES = {"maml_rl/PendulumParams-v0": (20, 20, 50), "maml_rl/ML10-v0": (20, 5, 50)}  # M, K and H
 
