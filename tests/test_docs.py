@@ -44,43 +44,6 @@ PAGES = {
     ]
 }
 RUNNABLE = re.compile(r"<!-- run -->\n```python\n(.*?)```", re.DOTALL)
-# The family that the page on policies of one's own trains on.
-MY_FAMILY = """
-import gymnasium
-import numpy as np
-from gymnasium import spaces
-from maml_rl.envs import TaskEnv, TaskVectorEnv
-
-
-class MineVectorEnv(TaskVectorEnv):
-    task_space = spaces.Box(-1.0, 1.0, (1,), np.float64)
-    single_observation_space = spaces.Box(-1.0, 1.0, (8,), np.float32)
-    single_action_space = spaces.MultiDiscrete([3, 3])
-
-    def initial_state(self, task, noise):
-        return np.zeros((len(task), 8))
-
-    def transition(self, state, action, task, noise):
-        return state
-
-    def reward(self, state, action, next_state, task, noise):
-        return task[:, 0] * (action.sum(axis=1) - 2)
-
-    def terminated(self, state, task):
-        return np.zeros(len(state), bool)
-
-    def observation(self, state, task):
-        return state.astype(np.float32)
-
-
-class MineEnv(TaskEnv):
-    vector_class = MineVectorEnv
-
-
-gymnasium.register(
-    "Mine-v0", entry_point="my_family:MineEnv", vector_entry_point="my_family:MineVectorEnv", max_episode_steps=3
-)
-"""
 
 
 def commands():
@@ -106,7 +69,6 @@ def trained(tmp_path_factory):
         with pytest.raises(SystemExit) as ended:
             cli.main()
     assert not ended.value.code
-    (folder / "my_family.py").write_text(MY_FAMILY)
     return folder
 
 
