@@ -127,7 +127,7 @@ def exploration_credits(query: Rollouts) -> Tensor:
     sums = torch.stack([returns.sum(), scale.double().sum(), returns.new_tensor(len(returns))])
     everything, scales, num_tasks = ranks.total(sums)
     others = (everything - returns) / (num_tasks - 1).clamp(min=1)
-    unit = query.mask.sum((1, 2)) / query.mask.shape[1] * scale.clamp(min=0.1 * scales.item() / num_tasks.item())
+    unit = query.mask.sum((1, 2)) / query.mask.shape[1] * scale.maximum((0.1 * scales / num_tasks).to(scale))
     credits = (returns - others).to(unit) / unit
     return torch.where(query.advantages.flatten(1).any(1), credits, 0.0)
 
