@@ -165,9 +165,9 @@ def _check_family(config: Config, env: VectorFamily) -> None:
     """Refuses options that do not fit how the family is learned: from examples, or from rewards."""
     if config.network == "conv4" and env.max_episode_steps != 1:
         raise UserError(
-            f"network is 'conv4', which normalises over all images of a call, but episodes have "
-            f"{env.max_episode_steps} steps, and would be seen one step at a time when acting and whole when "
-            "learning; leave network out."
+            f"network is 'conv4', which normalises over all images of a call, but {config.env_id} has episodes of "
+            f"{env.max_episode_steps} steps, so that acting on single steps and learning from whole episodes "
+            "would differ; leave network out."
         )
     if config.policy_gradient and not isinstance(env, SupervisedFamily):
         raise UserError(
