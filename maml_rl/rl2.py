@@ -18,7 +18,7 @@ from .errors import UserError
 from .maml.objective import clipped_surrogate, mean_and_gradient, mean_kl, means
 from .maml.outer import adam_epochs
 from .policies import Distribution, initialise, unflatten
-from .policies.ready_made import flat_size, is_image, make_head
+from .policies.ready_made import flat_size, is_image, make_head, require_fit
 from .sampling.actors import Actor
 from .sampling.advantages import with_advantages
 from .sampling.collect import collect_phase
@@ -48,6 +48,7 @@ class GRUPolicy(nn.Module):
         recurrent = nn.GRU(observation_size + num_actions + 2, memory_size, batch_first=True, device="meta")
         self.recurrent = recurrent.to_empty(device="cpu")
         self.head = head
+        initialise(self, torch.Generator().manual_seed(0))
 
     def forward(self, inputs: Tensor, memory: Tensor | None = None) -> tuple[Distribution, Tensor]:
         """Acts on sequences.
@@ -141,6 +142,10 @@ class RL2:
                 f"RL² takes no actions of {env.single_action_space}, only of a Box or Discrete space; choose "
                 "another method."
             )
+        size = spaces.flatdim(env.single_observation_space) + policy.num_actions + 2
+        with torch.no_grad():
+            sequences, _ = policy(torch.zeros(2, 1, size))
+        require_fit(tree_map(lambda x: x.squeeze(1), sequences), env.single_action_space)
 
     def collect(
         self,

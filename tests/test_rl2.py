@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import phases, random_rollouts
+from gymnasium import spaces
+from maml_rl.envs import make_vec
 from torch.func import functional_call
 
 import maml_rl
 from maml_rl import Config, UserError
 from maml_rl.methods import method_of
-from maml_rl.policies import MLP, GaussianHead, flatten, unflatten
-from maml_rl.rl2 import as_trials, ppo_on_trials
+from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, unflatten
+from maml_rl.rl2 import GRUPolicy, as_trials, ppo_on_trials
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.families import make_env
 
@@ -176,6 +178,14 @@ def test_what_does_not_fit_the_policy_or_is_not_there_is_refused(tmp_path, optio
     with pytest.raises(UserError, match=sentence):
         maml_rl.train(config, policy=policy)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recurrent_policy_for_other_actions_is_refused():
+    config = Config(env_id="maml_rl/BernoulliBandit-v0", **RL2)
+    size = spaces.flatdim(make_vec(config.env_id, 1).single_observation_space)
+    assert isinstance(new_policy(config, GRUPolicy(size, 5, 8, CategoricalHead(8, 5))), GRUPolicy)
+    with pytest.raises(UserError, match=r"Categorical .*\(N, 3\), .* a Categorical .*\(N, 5\);"):
+        new_policy(config, GRUPolicy(size, 5, 8, CategoricalHead(8, 3)))
 
 
 def test_a_memory_of_several_layers_is_refused():
