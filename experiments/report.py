@@ -121,10 +121,15 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
         found[family], at = {}, columns(curves)
         for name in [name for name in mean if name not in ("random", "oracle")]:  # 0 and 1 by definition
             theirs = {key: np.array(of) for key, of in paper.items()} if name.endswith("published") else mean
-            after = mean[name][at[name][:2][-1:] if name in at else [1]]
-            score = published.score(after, theirs["random"][:2][-1:], theirs["oracle"][0])
-            found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score[0]))
+            after = after_one_step(mean[name][at[name]] if name in at else mean[name])
+            score = published.score(after, after_one_step(theirs["random"]), theirs["oracle"][0])
+            found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score))
     return found
+
+
+def after_one_step(values: Any) -> Any:
+    """That of several values that belongs to one step, or to none if nothing adapts."""
+    return values[min(1, len(values) - 1)]
 
 
 def overview_figure(scores: dict[str, dict[str, float]]) -> Figure:
@@ -173,11 +178,10 @@ def means_table(methods: dict[str, Curves]) -> str:
     """Markdown: means over all tasks, and those of each seed after one step, or before if no method adapts."""
     at = columns(methods)
     steps = step_names(range(len(next(iter(at.values())))))
-    shown = min(1, len(steps) - 1)
-    rows = [["mean over tasks", *steps, f"{steps[shown]}, seed by seed"]]
+    rows = [["mean over tasks", *steps, f"{after_one_step(steps)}, seed by seed"]]
     for name, curves in methods.items():
         mean = np.concatenate(curves.returns).mean(0)[at[name]]
-        seeds = [f"{of_seed.mean(0)[at[name][shown]]:.2f}" for of_seed in curves.returns]
+        seeds = [f"{after_one_step(of_seed.mean(0)[at[name]]):.2f}" for of_seed in curves.returns]
         rows.append([name, *(f"{x:.2f}" for x in mean), ", ".join(seeds)])
     return as_markdown(rows)
 

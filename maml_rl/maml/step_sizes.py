@@ -48,14 +48,16 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
         rules[LOG_LR_FACTORS] = initial[config.learn_lr]
     if config.inner_advantage == "learned":
         rules[ADVANTAGE_NETWORK] = initial_network(num_features(observation_size, action_size), 2)
-    for name, given in policy.named_parameters():
-        if name in INNER_RULES and (name not in rules or rules.pop(name).shape != given.shape):
+    given = {name: rule for name, rule in policy.named_parameters() if name in INNER_RULES}
+    for name, rule in given.items():
+        if name not in rules or rules[name].shape != rule.shape:
             raise UserError(
                 f"The policy given has learned {name} for other options of the inner step; pass a policy without "
                 "it, or the options that it was trained with."
             )
-    for name, rule in rules.items():
-        policy.register_parameter(name, nn.Parameter(rule))
+    for name, initial_rule in rules.items():
+        if name not in given:
+            policy.register_parameter(name, nn.Parameter(initial_rule))
 
 
 def _layers(policy: nn.Module) -> Tensor:

@@ -1,6 +1,6 @@
 """A policy's parameters θ as one flat tensor of P numbers. They are unflattened only for a call."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,11 @@ LOG_STD = "head.log_std"
 def flatten(policy: nn.Module) -> Tensor:
     """Returns the parameters of a module as one tensor, (P,)."""
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+def layout(policy: nn.Module) -> list[list[Any]]:
+    """Returns the names and shapes of the parameters in θ: [name, size, ...] of each."""
+    return [[name, *parameter.shape] for name, parameter in policy.named_parameters()]
 
 
 def load(policy: nn.Module, theta: Tensor) -> None:

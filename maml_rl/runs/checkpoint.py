@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..policies import flatten
+from ..policies.parameters import layout
 from .files import write_atomically
 
 _FORMAT = "maml_rl checkpoint 4"
@@ -55,8 +56,7 @@ def with_checksum(archive: bytes) -> bytes:
 
 def _layout(policy: nn.Module) -> list[list[Any]]:
     """Returns the policy's class, and the names and shapes of the parameters in θ."""
-    parameters = [[name, *parameter.shape] for name, parameter in policy.named_parameters()]
-    return [[type(policy).__qualname__], *parameters]
+    return [[type(policy).__qualname__], *layout(policy)]
 
 
 def load_checkpoint(folder: Path, policy: nn.Module) -> State:

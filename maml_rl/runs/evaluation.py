@@ -22,6 +22,7 @@ from ..envs import VectorFamily
 from ..errors import UserError
 from ..methods import Method, curve_name, method_of
 from ..policies import flatten
+from ..policies.parameters import layout
 from ..sampling.collect import require_simulations
 from ..sampling.families import given_tasks, is_native, make_env, require_memory, sample_tasks
 from ..sampling.rollouts import Rollouts, known_success
@@ -101,8 +102,7 @@ def evaluate_policy(
         UserError: If an option is out of range, or the two modules have different parameters.
     """
     first = new_policy(config, untrained)
-    shapes = [[(name, x.shape) for name, x in module.named_parameters()] for module in (policy, first)]
-    if shapes[0] != shapes[1]:
+    if layout(policy) != layout(first):
         raise UserError("The untrained policy has other parameters; pass evaluate_policy(..., untrained=it).")
     state = State(flatten(policy).cpu(), flatten(first), {}, config.iterations, 0)
     config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
