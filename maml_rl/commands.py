@@ -106,12 +106,17 @@ def render(
     print(f"video        {folder / 'adaptation.mp4'}")
 
 
-def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Path("comparison.png")) -> None:
+def compare(
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]],
+    picture: Path = Path("comparison.png"),
+    trust: bool = False,
+) -> None:
     """Compares finished runs of one family: prints a table of methods over their seeds, and draws their curves.
 
     Args:
         run_dirs: Any number of run folders. Runs whose options differ only in the seed are one method.
         picture: Where to write the picture.
+        trust: Import the modules that config.json files name, where one registers a method of the user's own.
     """
     from .results.comparison import (
         by_method,
@@ -123,6 +128,8 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
     )
     from .results.plots import write_figure
 
+    if trust:
+        _import_families(run_dirs)
     runs = load_runs(run_dirs)
     family, methods = family_name(runs[0][1]), by_method(runs)
     write_figure(picture, comparison_figure(family, methods))
@@ -136,18 +143,32 @@ def compare(run_dirs: tyro.conf.Positional[tuple[Path, ...]], picture: Path = Pa
     print(f"picture      {picture}")
 
 
-def report(run_dirs: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("report.html")) -> None:
+def _import_families(run_dirs: tuple[Path, ...]) -> None:
+    from .runs.folder import load_config
+    from .sampling.families import import_family
+
+    add_working_folder()
+    for run_dir in run_dirs:
+        import_family(load_config(run_dir).env_id)
+
+
+def report(
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("report.html"), trust: bool = False
+) -> None:
     """Writes a page about finished runs of any families: tables, curves, options, pictures and films in one file.
 
     Args:
         run_dirs: Any number of run folders.
         output: Where to write the page.
+        trust: Import the modules that config.json files name, where one registers a method of the user's own.
     """
     from .results.report import report as page
     from .runs.files import write_atomically
 
     if not run_dirs:
         raise UserError("There is nothing to report on; give the folders of at least one run.")
+    if trust:
+        _import_families(run_dirs)
     write_atomically(output, page(run_dirs).encode())
     print(f"page         {output}")
 

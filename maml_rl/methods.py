@@ -119,7 +119,7 @@ def method_of(config: Config) -> Method:
     if name not in METHODS:
         raise UserError(
             f"method is {name!r}, but must be one of {', '.join(METHODS)}; import the module that registers a "
-            "method of your own first."
+            "method of your own first, or pass --trust to a command that reads runs."
         )
     if config.rl2_episodes and name != "rl2":
         raise UserError(

@@ -240,14 +240,16 @@ METHODS["halves"] = Halves
 def test_a_method_of_the_family_s_module_is_found(command, tmp_path):
     (tmp_path / "halves.py").write_text(HALVES)
     result = command(
-        *("train", "--env-id", "halves:maml_rl/Navigation2D-v0", "--method", "halves", "--run-dir", "run", *TINY),
-        *("--iterations", "1"),
+        *("sweep", "--env-id", "halves:maml_rl/Navigation2D-v0", "--method", "halves", "--run-dir", "runs", *TINY),
+        *("--iterations", "1", "--seeds", "1"),
         fresh=True,
     )
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "run/config.json").read_text())["method"] == "halves"
-    result = command("evaluate", "run", "--trust", fresh=True)
-    assert result.returncode == 0, result.stderr
+    assert "| halves | 1 |" in result.stdout
+    assert json.loads((tmp_path / "runs/seed1/config.json").read_text())["method"] == "halves"
+    for how in ("evaluate", "compare", "report"):
+        result = command(how, "runs/seed1", "--trust", fresh=True)
+        assert result.returncode == 0, result.stderr
 
 
 class RandomSearch:
