@@ -19,7 +19,7 @@ import tyro
 from .commands import add_working_folder, compare, evaluate, families, render, report, table, zoo
 from .config import Config
 from .errors import UserError
-from .process import end_process, exit_code, interrupts, prepare_process, tune_process
+from .process import end_process, exit_code, interrupts, prepare_process, raise_lost_interrupt, tune_process
 
 
 def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
@@ -32,7 +32,7 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started, one speaks
     try:
         with interrupts():
-            meta_train(config)
+            meta_train(config, callbacks=[raise_lost_interrupt])
     except KeyboardInterrupt as error:
         if first and (run_dir / "checkpoint.pt").exists():
             module = ["--env-id", config.env_id] * (":" in config.env_id)  # never imported because a file names it

@@ -128,6 +128,8 @@ def compare(
     )
     from .results.plots import write_figure
 
+    if picture.suffix != ".png":
+        raise UserError(f"picture is {picture}, but must be a .png file.")
     if trust:
         _import_families(run_dirs)
     runs = load_runs(run_dirs)

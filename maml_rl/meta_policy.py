@@ -93,11 +93,7 @@ class MetaPolicy:
         family = make_env(config, 1)
         family.close()
         from_examples = learns_from_examples(family, config) and not method.independent_learners
-        if from_examples != isinstance(env, tuple):
-            raise UserError(
-                f"This run learns from {'examples' if from_examples else 'rewards'}; call "
-                f"{'adapt((inputs, targets))' if from_examples else 'adapt(env) with an environment'}."
-            )
+        _require_kind(env, from_examples)
         given = _GivenEnv(family if isinstance(env, tuple) else env, family)
         num_steps = max(method.num_adaptations, 1) if num_steps is None else num_steps
         one_per_env = method.independent_learners
@@ -119,6 +115,18 @@ class MetaPolicy:
             phases = method.collect(given, self.policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
         actor = method.adapted(self.policy, theta, list(islice(phases, num_steps)), factors)
         return AdaptedPolicy(actor, given, torch_generator(acting))
+
+
+def _require_kind(env: object, from_examples: bool) -> None:
+    if from_examples != isinstance(env, tuple):
+        raise UserError(
+            f"This run learns from {'examples' if from_examples else 'rewards'}; call "
+            f"{'adapt((inputs, targets))' if from_examples else 'adapt(env) with an environment'}."
+        )
+    if isinstance(env, tuple) and (len(env) != 2 or not np.size(env[1])):
+        raise UserError("The examples must be a pair of inputs and targets, with at least one of each.")
+    if not isinstance(env, tuple | gymnasium.Env | VectorEnv):
+        raise UserError(f"env is {env!r}, but must be an environment, for example from gymnasium.make.")
 
 
 def _num_rollouts(given: int | None, one_per_env: bool, num_envs: int, default: int) -> int:

@@ -101,6 +101,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise _last_interrupt
 
 
+def raise_lost_interrupt(env_steps: int, scalars: dict[str, float]) -> None:
+    """A callback of `train` that stops a run whose signal was lost.
+
+    Python discards what a signal raises in a destructor or in the callback of a weak reference.
+    """
+    if _last_interrupt is not None:
+        raise _last_interrupt
+
+
 @contextlib.contextmanager
 def interrupts() -> Iterator[None]:
     """Raises the KeyboardInterrupt of a signal again if a library has turned it into another error.

@@ -119,6 +119,7 @@ class RL2:
                 f"hidden_sizes is {self.config.hidden_sizes}, but RL² has one recurrent layer; choose one number."
             )
         observation_space, action_space = env.single_observation_space, env.single_action_space
+        _require_actions(action_space)
         if is_image(observation_space):
             raise UserError(
                 "RL² has no ready-made policy for images; leave rl2_episodes out, or pass a module of your own: "
@@ -137,11 +138,7 @@ class RL2:
             raise UserError(
                 f"The policy given is a {type(policy).__qualname__}, but RL² needs a maml_rl.rl2.GRUPolicy."
             )
-        if not isinstance(env.single_action_space, spaces.Discrete | spaces.Box):
-            raise UserError(
-                f"RL² takes no actions of {env.single_action_space}, only of a Box or Discrete space; choose "
-                "another method."
-            )
+        _require_actions(env.single_action_space)
         size = spaces.flatdim(env.single_observation_space) + policy.num_actions + 2
         with torch.no_grad():
             sequences, _ = policy(torch.zeros(2, 1, size))
@@ -253,6 +250,13 @@ def ppo_on_trials(
     )
     after, kl = means(objective, policy, theta, (trials,), config)
     return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
+
+
+def _require_actions(space: spaces.Space[Any]) -> None:
+    if not isinstance(space, spaces.Discrete | spaces.Box):
+        raise UserError(
+            f"RL² takes no actions of {space}, only of a Box or Discrete space; choose another method."
+        )
 
 
 def _check_options(config: Config) -> None:

@@ -247,9 +247,14 @@ def test_a_method_of_the_family_s_module_is_found(command, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "| halves | 1 |" in result.stdout
     assert json.loads((tmp_path / "runs/seed1/config.json").read_text())["method"] == "halves"
-    for how in ("evaluate", "compare", "report"):
+    for how in ("evaluate", "report"):
         result = command(how, "runs/seed1", "--trust", fresh=True)
         assert result.returncode == 0, result.stderr
+    # A run of the same family, whose name has no module.
+    assert command("train", "--run-dir", "plain", *TINY, "--iterations", "1").returncode == 0
+    result = command("compare", "runs/seed1", "plain", "--trust", fresh=True)
+    assert "| halves | 1 |" in result.stdout, result.stderr
+    assert "| maml | 1 |" in result.stdout
 
 
 class RandomSearch:

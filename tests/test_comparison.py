@@ -157,6 +157,8 @@ def test_compare_command(command, tmp_path):
     }.items():
         result = command("train", *TINY, "--iterations", "1", *options, "--run-dir", name)
         assert result.returncode == 0, result.stderr
+    result = command("compare", "maml", "oracle", "--picture", "all.svg")
+    assert "picture is all.svg, but must be a .png file" in result.stderr
     result = command("compare", "maml", "oracle", "rl2", "scratch", "--picture", "all.png")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")

@@ -418,6 +418,46 @@ def test_frozen_and_missing_parameters_are_refused(tmp_path):
         maml_rl.train(Config(run_dir=tmp_path / "run"), policy=policy)
 
 
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        (MLP, "must be an instance of torch.nn.Module"),
+        (nn.Tanh(), "has no parameters"),
+        (nn.Sequential(*[nn.Linear(2, 2)] * 2), "one module under two names, '0' and '1'; keep it under one"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(policy, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        maml_rl.train(Config(run_dir=tmp_path / "run"), policy=policy)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_another_shape_are_named(tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        maml_rl.train(Config(run_dir=tmp_path / "run"), policy=MLP(3, (8,), GaussianHead(8, 2, 1.0)))
+    assert caught.value.__notes__ == ["The policy gets float32 inputs of shape (N, 2)."]
+
+
+class OneDeviation(nn.Module):
+    """One standard deviation, a single number, for both actions."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_std, self.head = nn.Parameter(torch.tensor(0.0)), nn.Linear(2, 2)
+
+    def forward(self, observations):
+        mean = self.head(observations)
+        return Normal(mean, self.log_std.expand_as(mean))
+
+
+def test_a_parameter_may_be_a_single_number(tmp_path):
+    options = {"num_tasks": 3, "num_rollouts": 4, "horizon": 5, "iterations": 1, "learn_lr": "parameter"}
+    options |= {"eval_num_tasks": 3, "eval_num_rollouts": 2, "eval_every": 0}
+    trained = maml_rl.train(Config(run_dir=tmp_path / "run", **options), policy=OneDeviation()).policy
+    assert trained.log_std.shape == ()
+    assert trained.log_std != 0
+
+
 def test_divergence_keeps_the_last_good_checkpoint(command, tmp_path):
     arguments = ("train", *TINY, "--run-dir", "run", "--outer", "adam", "--checkpoint-every", "1")
     result = command(*arguments, "--outer-lr", "1e6", "--iterations", "4")

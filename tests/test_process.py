@@ -110,7 +110,7 @@ def test_a_signal_that_a_library_turns_into_another_error_is_still_one(number, c
         "import os, sys\n"
         "from maml_rl import cli\n"
         "import maml_rl.training\n"
-        "def train(config):\n"
+        "def train(config, callbacks):\n"
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        while True: pass\n"
@@ -126,6 +126,28 @@ def test_a_signal_that_a_library_turns_into_another_error_is_still_one(number, c
     assert result.returncode == code, result.stderr
     assert "stopped; continue with: maml-rl train --resume runs/default" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_signal_that_python_discards_stops_the_run_after_the_iteration(tmp_path):
+    script = (
+        "import os, sys\n"
+        "from maml_rl import cli\n"
+        "import maml_rl.training\n"
+        "class Discards:\n"
+        "    def __del__(self):\n"
+        f"        os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "        for _ in range(1000): pass\n"
+        "def train(config, callbacks):\n"
+        "    Discards()\n"
+        "    for callback in callbacks: callback(0, {})\n"
+        "    sys.exit('it went on')\n"
+        "maml_rl.training.train = train\n"
+        "sys.argv = ['maml-rl', 'train']\n"
+        "cli.main()\n"
+    )
+    result = run(script, tmp_path)
+    assert "Exception ignored" in result.stderr
+    assert result.returncode == 143, result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -108,6 +108,15 @@ def test_actions_are_scaled_to_the_box_and_clipped():
     torch.testing.assert_close(task_inputs(small, np.array([[100], [-50]])), torch.tensor([[1.0], [-0.5]]))
     unbounded = spaces.Box(-np.inf, np.inf, (1,))
     np.testing.assert_array_equal(action_map(unbounded)(np.array([[7.0]])), [[7.0]])
+    half = spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 3.0]), dtype=np.float64)
+    np.testing.assert_array_equal(action_map(half)(np.array([[-2.0, -2.0], [5.0, 5.0]])), [[0, -2], [5, 3]])
+
+
+def test_actions_of_an_integer_box_are_its_integers():
+    box = spaces.Box(-2, 2, (2,), np.int64)
+    actions = action_map(box)(np.array([[-0.9, 0.2], [0.3, 9.0]], np.float32))
+    np.testing.assert_array_equal(actions, [[-2, 0], [1, 2]])
+    assert all(box.contains(action) for action in actions)
 
 
 @pytest.mark.parametrize(("what", "step"), [("reward", 3), ("observation", 2)])

@@ -17,10 +17,11 @@ from conftest import MISBEHAVING, TINY, scalars, theta_of
 
 import maml_rl
 from maml_rl import Config, UserError
-from maml_rl.runs.checkpoint import load_checkpoint, with_checksum
+from maml_rl.runs.checkpoint import State, load_checkpoint, with_checksum
 from maml_rl.runs.evaluation import evaluate
 from maml_rl.runs.files import LOCK, write_atomically
 from maml_rl.runs.folder import new_policy
+from maml_rl.runs.tensorboard import Events
 
 
 # An iteration resets twice, an evaluation (before training and after iterations 2 and 4) three times.
@@ -318,6 +319,29 @@ def test_files_of_others_are_left_alone(command, tmp_path):
     assert result.returncode == 2
     assert "holds files, but no run" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", ".thesis.tex.tmp"}
+
+
+@pytest.mark.timeout(60)  # TensorBoard's own interval is 120 seconds
+def test_a_signal_in_tensorboard_s_queue_does_not_delay_the_end(tmp_path, monkeypatch):
+    """It may come after the writing thread is woken, and before the queue has noted this."""
+    config = Config(run_dir=tmp_path)
+    events = Events(config, State(torch.zeros(1), torch.zeros(1), {}, 0, 0))
+    not_empty = events._writer._get_file_writer().event_writer._async_writer._byte_queue.not_empty
+    while not not_empty._waiters:  # until the thread waits
+        pass
+
+    def notify():
+        not_empty._waiters[0].release()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(not_empty, "notify", notify)
+        with pytest.raises(KeyboardInterrupt):
+            events.add({"train/return_step_0": 1.0}, 1)
+    while len(not_empty._waiters) < 2:  # until the thread waits again
+        pass
+    events.close()
+    assert scalars(tmp_path)["train/return_step_0"] == [(1, 1.0)]
 
 
 def test_a_clock_that_goes_back_hides_nothing_in_tensorboard(command, finished, tmp_path):

@@ -300,6 +300,19 @@ def test_a_loaded_run_adapts_to_examples(tmp_path):
         run.adapt((x, y[:5]))
     with pytest.raises(UserError, match="inputs of examples are not all finite; correct them"):
         run.adapt((x * np.nan, y))
+    for several in ((x,), (x, y, y), (x[:0], y[:0])):
+        with pytest.raises(UserError, match="must be a pair of inputs and targets, with at least one of each"):
+            run.adapt(several)
+
+
+def test_images_are_integers():
+    """Scaled ones would be divided by 255 again."""
+    env = gymnasium.make_vec("maml_rl/Glyphs-v0", num_envs=1)
+    inputs, targets = env.unwrapped.examples(
+        env.unwrapped.sample_tasks(1, np.random.default_rng(0)), 10, np.random.default_rng(0)
+    )
+    with pytest.raises(UserError, match="inputs of examples are float32 numbers, but must be integers"):
+        as_tensors(env.unwrapped, inputs.astype(np.float32) / 255, targets)
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,12 @@ class MAML:
         """See `Method`. Learned step sizes become parameters of the policy."""
         _check_family(self.config, env)
         input_size = spaces.flatdim(env.single_observation_space) + self._task_size(env)
-        with torch.no_grad():
-            result = policy(torch.zeros(2, input_size))
+        try:
+            with torch.no_grad():
+                result = policy(torch.zeros(2, input_size))
+        except RuntimeError as error:
+            error.add_note(f"The policy gets float32 inputs of shape (N, {input_size}).")
+            raise
         require_fit(result, env.single_action_space)
         prepare(policy, self.config, input_size, result[0][0].numel())
 

@@ -33,7 +33,7 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
         if config.adapt_only not in parts:
             raise UserError(
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "
-                "choose one of them, or for 'context' a context_size of 1 or more."
+                "choose one of them. A ready-made policy has a context if context_size is 1 or more."
             )
     rules = {}
     if config.learn_lr != "no":

@@ -38,7 +38,7 @@ def unflatten(policy: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     parameters = dict(policy.named_parameters())
     parts = theta.split([parameter.numel() for parameter in parameters.values()], dim=-1)
     return {
-        name: part.unflatten(-1, parameter.shape)
+        name: part.view(part.shape[:-1] + parameter.shape)  # unflatten refuses numbers of shape ()
         for (name, parameter), part in zip(parameters.items(), parts, strict=True)
     }
 

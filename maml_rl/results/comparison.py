@@ -13,6 +13,7 @@ from ..config import Config
 from ..errors import UserError
 from ..methods import curve_name, method_of
 from ..runs.folder import load_config
+from ..sampling.families import registered_id
 from ..sampling.spaces import Array
 from . import published
 
@@ -55,7 +56,7 @@ def family_name(config: Config) -> str:
     """
     words = [f"{name}={value}" for name, value in config.env_kwargs.items()]
     words += [f"horizon={config.horizon}"] * (config.horizon is not None)
-    return config.env_id + (f" ({', '.join(words)})" if words else "")
+    return registered_id(config.env_id) + (f" ({', '.join(words)})" if words else "")
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -91,6 +92,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     for folder, config, results in runs:
         for name in ("env_id", "horizon", "env_kwargs", "num_tasks", "num_rollouts"):
             value = results[name] if name.startswith("num_") else getattr(config, name)
+            value = registered_id(value) if name == "env_id" else value
             if value != wants.setdefault(name, value):
                 raise UserError(
                     f"{folder} was evaluated with {name}={value!r} and {runs[0][0]} with {wants[name]!r}; "

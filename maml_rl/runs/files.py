@@ -34,6 +34,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     if not path.name or (path.exists() and not path.is_file()):
         raise UserError(f"Cannot write '{path}', because it is not a file; choose the name of a file.")
+    if not path.parent.exists():
+        raise UserError(f"Cannot write {path}, because there is no folder {path.parent}; make it first.")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)

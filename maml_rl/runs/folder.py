@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,28 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
     if own is None:
         policy = method.make_policy(env, torch_generator(stream(config.seed, "policy")))
     else:
-        if not all(parameter.requires_grad for parameter in own.parameters()):
-            raise UserError("The policy given has frozen parameters, but all are meta-trained; make them buffers.")
-        if not torch.isfinite(flatten(own)).all():
-            raise UserError("The policy given has parameters that are not finite; initialise them.")
+        _require_trainable(own)
         policy = copy.deepcopy(own)
     method.prepare(policy, env)
     return policy
+
+
+def _require_trainable(own: nn.Module) -> None:
+    if not isinstance(own, nn.Module):
+        raise UserError(f"The policy given is {own!r}, but must be an instance of torch.nn.Module.")
+    names: dict[nn.Module, str] = {}
+    for name, module in own.named_modules(remove_duplicate=False):
+        if names.setdefault(module, name) != name and any(True for _ in module.parameters()):
+            raise UserError(
+                f"The policy given has one module under two names, {names[module]!r} and {name!r}; keep it under "
+                "one, and call it twice in forward."
+            )
+    if not any(True for _ in own.parameters()):
+        raise UserError("The policy given has no parameters, so there is nothing to train.")
+    if not all(parameter.requires_grad for parameter in own.parameters()):
+        raise UserError("The policy given has frozen parameters, but all are meta-trained; make them buffers.")
+    if not torch.isfinite(flatten(own)).all():
+        raise UserError("The policy given has parameters that are not finite; initialise them.")
 
 
 @contextlib.contextmanager
@@ -115,9 +131,10 @@ def _state(config: Config, policy: nn.Module) -> State:
     fixed = {field.name for field in dataclasses.fields(Config) if field.metadata["fixed"]}
     for (name, old), new in zip(before.options().items(), config.options().values(), strict=True):
         if name in fixed and old != new:
+            words = ["--resume", str(folder), *["--env-id", before.env_id] * (":" in before.env_id)]
             raise UserError(
                 f"The run in {folder} has {name}={old}, but {new} was asked for; resume it with its own "
-                f"options (train --resume {folder}), or choose another --run-dir."
+                f"options (train {shlex.join(words)}), or choose another --run-dir."
             )
     state = load_checkpoint(folder, policy)
     if state.iteration > config.iterations:
@@ -156,8 +173,7 @@ def load_config(folder: Path) -> Config:
         config = Config(**{**options, **lists}, run_dir=folder)
     except OSError as error:
         raise UserError(
-            f"{folder} holds no run: {path} cannot be read ({error.strerror}); give the folder that train "
-            "wrote, or zoo/NAME."
+            f"{folder} holds no run: {path} cannot be read ({error.strerror}); give the folder that train wrote."
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(

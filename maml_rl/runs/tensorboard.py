@@ -43,7 +43,9 @@ class Events:
         with self._failures():
             _date_back(config.run_dir, int(time.time()))
             purge = state.env_steps + 1 if state.iteration else 0
-            self._writer = SummaryWriter(str(config.run_dir), purge_step=purge)
+            # A signal may come while TensorBoard's queue wakes its thread. The thread then sleeps until the next
+            # flush, and `close` waits for it.
+            self._writer = SummaryWriter(str(config.run_dir), purge_step=purge, flush_secs=2)
             if not state.iteration:
                 _add_options(self._writer, config)
 

@@ -68,6 +68,11 @@ def as_tensors(
                 f"The {name} of examples have shape {values.shape}, but must have {expected}: a value of "
                 f"{in_words(space)} for each example."
             )
+        wanted, found = (np.issubdtype(kind, np.integer) for kind in (space.dtype, values.dtype))
+        if wanted and not found:
+            raise UserError(
+                f"The {name} of examples are {values.dtype} numbers, but must be integers of {in_words(space)}."
+            )
         if not np.isfinite(values).all():
             raise UserError(f"The {name} of examples are not all finite; correct them.")
     encoded = encode(observations, x.reshape(-1, *x.shape[2:])).view(*shape, -1)

@@ -35,14 +35,19 @@ def import_family(env_id: str) -> None:
             raise UserError(f"Cannot make the task family {env_id!r} ({_reason(error)}); {_WHERE}.") from error
 
 
+def registered_id(env_id: str) -> str:
+    """Returns the id alone of an id or `module:id`."""
+    return env_id.rpartition(":")[2]
+
+
 def is_registered(env_id: str) -> bool:
     """Returns whether the family of an id, or of `module:id`, is already registered."""
-    return env_id.rpartition(":")[2] in gymnasium.registry
+    return registered_id(env_id) in gymnasium.registry
 
 
 def is_native(env_id: str) -> bool:
     """Returns whether a registered family steps all its environments together."""
-    return gymnasium.spec(env_id.rpartition(":")[2]).vector_entry_point is not None
+    return gymnasium.spec(registered_id(env_id)).vector_entry_point is not None
 
 
 def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> VectorFamily:
@@ -59,7 +64,7 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
     workers = num_cores() if config.num_workers is None else config.num_workers
     try:
         env = make_vec(
-            config.env_id.rpartition(":")[2],
+            registered_id(config.env_id),
             num_envs,
             config.horizon,
             num_workers=workers,

@@ -37,16 +37,27 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
     """Returns a function from the policy's actions, (N, A) or (N,), to the environment's actions.
 
     The policy's range [-1, 1] covers the whole range of a bounded Box. Actions outside it are clipped only here,
-    so that log-probabilities are those of the actions that were drawn.
+    so that log-probabilities are those of the actions that were drawn. Those of a Box that is not bounded on all
+    sides are only clipped, at the bounds that it has. Those of an integer Box are rounded.
     """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         start = space.start
         return lambda actions: actions + start
     assert isinstance(space, spaces.Box)
-    if not space.is_bounded():
-        return lambda actions: actions
-    middle, half = _middle_and_half(space)
-    return lambda actions: middle + half * np.minimum(np.maximum(actions, -1.0), 1.0)
+    if space.is_bounded():
+        middle, half = _middle_and_half(space)
+
+        def in_box(actions: Array) -> Array:
+            scaled: Array = middle + half * np.minimum(np.maximum(actions, -1.0), 1.0)
+            return scaled
+    else:
+
+        def in_box(actions: Array) -> Array:
+            return np.clip(actions, space.low, space.high)
+
+    if np.issubdtype(space.dtype, np.integer):
+        return lambda actions: np.rint(in_box(actions)).astype(space.dtype)
+    return in_box
 
 
 def _middle_and_half(space: spaces.Box) -> tuple[Array, Array]:
