@@ -128,7 +128,7 @@ def compare(
     )
     from .results.plots import write_figure
 
-    if picture.suffix != ".png":
+    if picture.suffix not in ("", ".png"):
         raise UserError(f"picture is {picture}, but must be a .png file.")
     if trust:
         _import_families(run_dirs)
