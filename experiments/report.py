@@ -373,7 +373,7 @@ def success_figure(protocols: dict[str, list[dict[str, Any]]]) -> Figure:
         names = [(split, name) for split in ("train", "test") for name in found[0][split]]
         for key, colour, height in (("success", "C0", 0.8), ("before", "C1", 0.35)):
             values = [np.mean([one[split][name][key] for one in found]) for split, name in names]
-            title = "after one step" if key == "success" else "before adaptation"
+            title = "after adaptation" if key == "success" else "before adaptation"
             axes.barh(range(len(names)), values, height, color=colour, label=title)
         axes.set_yticks(range(len(names)), [f"{name} ({split})" for split, name in names])
         axes.set(title=method, xlabel="success", xlim=(0, 1))
