@@ -237,11 +237,13 @@ def test_what_is_no_file_is_not_read_or_replaced(finished, tmp_path, command):
         load_checkpoint(tmp_path, new_policy(finished[0]))
     shutil.copytree(finished[0].run_dir, tmp_path / "run")
     os.mkfifo(tmp_path / "pipe.png")
-    for name in ("", "pipe.png"):
+    pictures = {"": "is not a file", "pipe.png": "is not a file", "checkpoint.pt": "must be a .png file"}
+    for name, sentence in pictures.items():
         result = command("compare", "run", "--picture", name)
         assert (result.returncode, "Traceback" in result.stderr) == (2, False)
-        assert "is not a file" in result.stderr
+        assert sentence in result.stderr
     assert (tmp_path / "pipe.png").is_fifo()
+    assert (tmp_path / "checkpoint.pt").is_fifo()
 
 
 def test_an_unreadable_checkpoint_is_not_called_damaged(finished, tmp_path, monkeypatch):

@@ -90,9 +90,9 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
         raise UserError("There is nothing to compare; give the folders of at least one run.")
     wants: dict[str, Any] = {}
     for folder, config, results in runs:
-        for name in ("env_id", "horizon", "env_kwargs", "num_tasks", "num_rollouts"):
-            value = results[name] if name.startswith("num_") else getattr(config, name)
-            value = registered_id(value) if name == "env_id" else value
+        alike = {name: getattr(config, name) for name in ("env_id", "horizon", "env_kwargs")}
+        alike |= {name: results[name] for name in ("num_tasks", "num_rollouts")}
+        for name, value in (alike | {"env_id": registered_id(config.env_id)}).items():
             if value != wants.setdefault(name, value):
                 raise UserError(
                     f"{folder} was evaluated with {name}={value!r} and {runs[0][0]} with {wants[name]!r}; "
