@@ -195,7 +195,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 # Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
 METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
 # A score is only as good as its oracle, and PPO trains it in fewer steps.
-for _family in ("ant_vel", "ant_goal"):
+for _family in ("ant_vel", "ant_dir", "ant_goal"):
     METHODS[_family]["oracle"] |= {
         "outer": "ppo",
         "outer_lr": 0.001,
@@ -207,6 +207,7 @@ for _family in ("ant_vel", "ant_goal"):
 METHODS["ant_vel"]["oracle"]["iterations"] = 1700
 METHODS["ant_vel"]["learned_step"]["iterations"] = 420
 METHODS["ant_goal"]["oracle"]["iterations"] = 600
+METHODS["ant_dir"]["oracle"]["iterations"] = 1000
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
     **METHODS["bernoulli_bandit"]["rl2"],
