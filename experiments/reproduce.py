@@ -18,6 +18,7 @@ import glyphs
 import half_cheetah_dir
 import half_cheetah_vel
 import hopper_rand_params
+import humanoid_dir
 import metaworld_ml1
 import metaworld_ml10
 import navigation_2d
@@ -48,6 +49,7 @@ BASES = {
     "ant_vel": ant_vel.CONFIG,
     "ant_dir": ant_dir.CONFIG,
     "ant_goal": ant_goal.CONFIG,
+    "humanoid_dir": humanoid_dir.CONFIG,
     "bernoulli_bandit": bernoulli_bandit.CONFIG,
     "tabular_mdp": tabular_mdp.CONFIG,
     "cart_pole_params": cart_pole_params.CONFIG,
@@ -132,17 +134,17 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
         "rl2": {**RL2, "num_tasks": 40, "iterations": 250},
     },
-    # Without an inner step to estimate, half as many rollouts do; ants go on learning for longer.
+    # Without an inner step to estimate, half as many rollouts do; ants and humanoids go on learning for longer.
     **{
         family: {
             "maml": {},
             "learned_step": {"learn_lr": "task"},
             "learned_advantage": {"inner_advantage": "learned"},
-            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family.startswith("ant") else 100},
+            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 100 if family.startswith("half") else 200},
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
             "rl2": {**RL2, "num_tasks": 40, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
         }
-        for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir", "ant_goal")
+        for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir", "ant_goal", "humanoid_dir")
     },
     # Without an inner step, twice as many iterations are as many environment steps.
     **{
@@ -195,7 +197,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 # Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
 METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
 # A score is only as good as its oracle, and PPO trains it in fewer steps.
-for _family in ("ant_vel", "ant_dir", "ant_goal"):
+for _family in ("ant_vel", "ant_dir", "ant_goal", "humanoid_dir"):
     METHODS[_family]["oracle"] |= {
         "outer": "ppo",
         "outer_lr": 0.001,
@@ -207,6 +209,7 @@ for _family in ("ant_vel", "ant_dir", "ant_goal"):
 METHODS["ant_vel"]["oracle"]["iterations"] = 1700
 METHODS["ant_vel"]["learned_step"]["iterations"] = 420
 METHODS["ant_goal"]["oracle"]["iterations"] = 600
+METHODS["humanoid_dir"]["oracle"]["iterations"] = 400
 METHODS["ant_dir"]["oracle"]["iterations"] = 1000
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
