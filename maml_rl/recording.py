@@ -20,7 +20,6 @@ from .envs import VectorFamily
 from .errors import UserError
 from .methods import Method
 from .policies import load
-from .results.plots import SHOWN_TASKS, pixels, rollouts_figure, write_figure, write_results
 from .runs.checkpoint import State, save_checkpoint
 from .runs.evaluation import adaptation_curves, curve, held_out
 from .runs.folder import new_policy, open_folder
@@ -91,6 +90,8 @@ def open_run(
     load(policy, run.state.theta)
     curves = adaptation_curves(policy, config, run.state, run.last_curve, run.untrained_curve)
     if not ranks.rank():
+        from .results.plots import write_results  # Matplotlib takes a second, in which training can begin
+
         write_results(config.run_dir, curves)
 
 
@@ -236,6 +237,8 @@ class Run:
 
     def _evaluate(self, state: State) -> dict[str, float]:
         """Evaluates on held-out tasks. Logs the returns, and a picture if the family can draw one."""
+        from .results.plots import SHOWN_TASKS, pixels, rollouts_figure, write_figure
+
         config = self._config
         phases = []
         with held_out(self.policy, state.theta, config) as (env, tasks, batches):

@@ -87,6 +87,7 @@ def _code(path):
         ("import maml_rl", ("torch", "mujoco", "scipy", "matplotlib", "PIL")),
         ("import maml_rl.cli", ("torch", "mujoco", "scipy", "matplotlib", "tensorboard")),
         ("from maml_rl import Config", ("torch", "mujoco")),
+        ("import maml_rl.training", ("scipy", "matplotlib", "mujoco", "sympy")),
     ],
 )
 def test_imports_are_light(statement, absent):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
@@ -292,6 +291,8 @@ def mean_and_interval(values: Array, tasks: Array) -> tuple[list[float], list[li
     If every task occurs at least twice, tasks are treated as strata. The interval is then that of the mean over
     exactly these tasks, and the differences between them do not widen it.
     """
+    from scipy.special import stdtrit  # takes half a second, in which training can begin
+
     _, group, counts = np.unique(tasks.reshape(len(tasks), -1), axis=0, return_inverse=True, return_counts=True)
     group = group.ravel()
     if (counts < 2).any():
