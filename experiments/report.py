@@ -1,8 +1,9 @@
 """Tables and pictures of the committed results: `python experiments/report.py`.
 
 Writes the tables into README.md and the pages under docs/, between `<!-- table: NAME -->` and `<!-- end -->`.
-Draws adaptation.png and learning.png into each family's folder. From a MAML run's checkpoint, it draws what the
-robot or the point does before and after adaptation: rollouts.png, strip.png or film.webp.
+Draws adaptation.png and learning.png into each family's folder. From the family's policy in the zoo, or the
+checkpoint of a run of MAML, it draws what the robot or the point does before and after adaptation: rollouts.png,
+strip.png or film.webp.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from PIL import Image
 from reproduce import BASES, FEW_SHOT, META_WORLD, METHODS, SHORT
 from torch import nn
 
-from maml_rl import Config
+from maml_rl import Config, zoo
 from maml_rl.cli import run
 from maml_rl.commands import table
 from maml_rl.results import published
@@ -53,6 +54,7 @@ from maml_rl.sampling.spaces import Array
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
+ZOO = Path(zoo.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _TABLE = re.compile(r"<!-- table: (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 # Options of a method that have a column of their own, or follow from others.
@@ -61,7 +63,8 @@ _FRAMES = 5
 _COUNTED = ("iterations", "seconds")
 _FEW_SHOT_STEPS = (0, 1, 3, 5, 10)
 # Nothing moves in bandits and tables, and pictures of carts and pendulums need pygame.
-WITHOUT_PICTURE = [*SHORT, "cart_pole_params", "pendulum_params"]
+# sinusoid_shots.py draws sinusoids.
+WITHOUT_PICTURE = [*SHORT, "cart_pole_params", "pendulum_params", "sinusoid"]
 LEARNED = "maml + learned step"  # as `label` calls it
 
 
@@ -406,9 +409,9 @@ def draw(folder: Path, base: Config, methods: dict[str, Curves], runs: list[Path
         write_figure(folder / "success.png", success_figure(protocols))
     if folder.name in WITHOUT_PICTURE:
         return
-    best = folder / "learned_step/seed1"
-    shown = best if (best / "checkpoint.pt").exists() else folder / "maml/seed1"
-    if not (shown / "checkpoint.pt").exists():
+    runs_with_policy = (ZOO / folder.name, folder / "learned_step/seed1", folder / "maml/seed1")
+    shown = next((run for run in runs_with_policy if (run / "checkpoint.pt").exists()), None)
+    if shown is None:
         return
     config, policy, state = load_run(shown)
     native = gymnasium.spec(base.env_id).vector_entry_point

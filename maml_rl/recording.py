@@ -237,7 +237,7 @@ class Run:
 
     def _evaluate(self, state: State) -> dict[str, float]:
         """Evaluates on held-out tasks. Logs the returns, and a picture if the family can draw one."""
-        from .results.plots import SHOWN_TASKS, pixels, rollouts_figure, write_figure
+        from .results.plots import SHOWN_TASKS, rollouts_figure, write_figure
 
         config = self._config
         phases = []
@@ -251,8 +251,8 @@ class Run:
             self._add(scalars, state.env_steps)
             figure = rollouts_figure(env, tasks, phases, self._method.unit) if self._events else None
         if self._events and figure is not None:
-            self._events.add_image("eval/rollouts", pixels(figure), state.env_steps)
-            write_figure(config.run_dir / "rollouts.png", figure)
+            picture = write_figure(config.run_dir / "rollouts.png", figure)
+            self._events.add_image("eval/rollouts", picture, state.env_steps)
         return scalars
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import misbehaving  # registers families of its own
 import pytest
 import torch
-from maml_rl.envs import families
+from maml_rl.envs import families, num_cores
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import maml_rl
@@ -39,6 +39,11 @@ NEED_FILES = {"maml_rl/Omniglot-v0", "maml_rl/ImageFolder-v0"}
 FAMILIES = [env_id for env_id in families() if env_id not in misbehaving.ON_PURPOSE | NEED_FILES]
 SLOW_FAMILIES = ("maml_rl/ML10-v0", "maml_rl/ML45-v0")
 QUICK_FAMILIES = [env_id for env_id in FAMILIES if env_id not in SLOW_FAMILIES]
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, because some tests wait for processes that hang or end."""
+    return num_cores() + 1
 
 
 def make_policy(kind, seed=0, context_size=0):

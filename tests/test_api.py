@@ -237,22 +237,28 @@ METHODS["halves"] = Halves
 """
 
 
-def test_a_method_of_the_family_s_module_is_found(command, tmp_path):
+def test_a_method_of_the_family_s_module_is_found(command, tmp_path, monkeypatch):
+    """By each command, and by the processes that train the runs of a sweep."""
     (tmp_path / "halves.py").write_text(HALVES)
-    result = command(
+
+    def forgetful(*arguments):
+        monkeypatch.delitem(METHODS, "halves", raising=False)
+        monkeypatch.delitem(sys.modules, "halves", raising=False)
+        return command(*arguments)
+
+    result = forgetful(
         *("sweep", "--env-id", "halves:maml_rl/Navigation2D-v0", "--method", "halves", "--run-dir", "runs", *TINY),
         *("--iterations", "1", "--seeds", "1"),
-        fresh=True,
     )
     assert result.returncode == 0, result.stderr
     assert "| halves | 1 |" in result.stdout
     assert json.loads((tmp_path / "runs/seed1/config.json").read_text())["method"] == "halves"
     for how in ("evaluate", "report"):
-        result = command(how, "runs/seed1", "--trust", fresh=True)
+        result = forgetful(how, "runs/seed1", "--trust")
         assert result.returncode == 0, result.stderr
     # A run of the same family, whose name has no module.
     assert command("train", "--run-dir", "plain", *TINY, "--iterations", "1").returncode == 0
-    result = command("compare", "runs/seed1", "plain", "--trust", fresh=True)
+    result = forgetful("compare", "runs/seed1", "plain", "--trust")
     assert "| halves | 1 |" in result.stdout, result.stderr
     assert "| maml | 1 |" in result.stdout
 

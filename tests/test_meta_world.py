@@ -207,7 +207,8 @@ def test_meta_world_itself_is_left_as_it_is():
     assert np.linalg.norm is not meta_world_fast._norm
 
 
-def test_meta_world_s_own_protocol(tmp_path):
+def test_meta_world_s_own_protocol(tmp_path, monkeypatch):
+    monkeypatch.setattr(metaworld_protocol, "AT_ONCE", 2)
     config = Config(
         env_id="maml_rl/ML1-v0",
         env_kwargs={"task_name": "push-v3"},
@@ -222,11 +223,11 @@ def test_meta_world_s_own_protocol(tmp_path):
         num_workers=0,
     )
     train(config)
-    found = [metaworld_protocol.evaluated(config.run_dir, 20, seed=seed, horizon=5) for seed in (0, 0, 1)]
+    found = [metaworld_protocol.evaluated(config.run_dir, 4, seed=seed, horizon=5) for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     for split in ("train", "test"):
         (name, values), *rest = found[0][split].items()
-        assert (name, rest, values["tasks"]) == ("push-v3", [], 20)
+        assert (name, rest, values["tasks"]) == ("push-v3", [], 4)
         assert 0 <= values["success"] <= 1
         assert values["return"] > 0
     assert found[0]["train"] != found[0]["test"]

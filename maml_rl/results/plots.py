@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..envs import VectorFamily
 from ..runs.files import make_folder, write_atomically, write_json
@@ -80,21 +81,24 @@ def rollouts_figure(env: VectorFamily, tasks: Array, batches: list[Rollouts], un
 
 def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     """Returns the picture as (height, width, 3) uint8."""
+    figure.dpi = 120
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def png(figure: Figure) -> bytes:
+def png(picture: npt.NDArray[np.uint8]) -> bytes:
     """Returns the picture as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    Image.fromarray(picture).save(buffer, "png")
     return buffer.getvalue()
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Writes a PNG file atomically."""
-    write_atomically(path, png(figure))
+def write_figure(path: Path, figure: Figure) -> npt.NDArray[np.uint8]:
+    """Writes a PNG file atomically, and returns its pixels (height, width, 3), which take long to draw."""
+    picture = pixels(figure)
+    write_atomically(path, png(picture))
+    return picture
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:

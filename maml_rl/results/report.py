@@ -25,7 +25,7 @@ from .comparison import (
     interval_words,
     load_runs,
 )
-from .plots import png
+from .plots import pixels, png
 
 _POINTS = 200  # of a learning curve
 _STYLE = """
@@ -174,7 +174,7 @@ def _row(cells: list[str], tag: str) -> str:
 
 
 def _picture(figure: Figure, description: str) -> str:
-    return _embedded(png(figure), "image/png", description)
+    return _embedded(png(pixels(figure)), "image/png", description)
 
 
 def _embedded(content: bytes, kind: str, description: str) -> str:
