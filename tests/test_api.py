@@ -198,12 +198,13 @@ FOREIGN = "import gymnasium, pathlib\npathlib.Path('ran').touch()\n"
 
 
 @pytest.mark.parametrize("how", ["evaluate", "render", "compare"])
-def test_a_foreign_run_does_not_run_code(how, command, tmp_path):
+def test_a_foreign_run_does_not_run_code(how, command, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "foreign", raising=False)
     (tmp_path / "foreign.py").write_text(FOREIGN)
     config = Config(env_id="foreign:Foreign-v0", run_dir=tmp_path / "run")
     config.run_dir.mkdir()
     save_config(config)
-    result = command(how, "run", fresh=True)
+    result = command(how, "run")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     if how != "compare":
@@ -213,13 +214,14 @@ def test_a_foreign_run_does_not_run_code(how, command, tmp_path):
         with pytest.raises(UserError, match="names the module 'foreign'"):
             getattr(maml_rl, api)(config.run_dir)
     if how != "compare":
-        command(how, "run", "--trust", fresh=True)
+        command(how, "run", "--trust")
         assert (tmp_path / "ran").exists()
 
 
-def test_a_module_named_on_the_command_line_is_imported(command, tmp_path):
+def test_a_module_named_on_the_command_line_is_imported(command, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "foreign", raising=False)
     (tmp_path / "foreign.py").write_text(FOREIGN)
-    result = command("train", "--env-id", "foreign:Foreign-v0", "--run-dir", "run", *TINY, fresh=True)
+    result = command("train", "--env-id", "foreign:Foreign-v0", "--run-dir", "run", *TINY)
     assert "Cannot make the task family 'foreign:Foreign-v0'" in result.stderr
     assert (tmp_path / "ran").exists()
 

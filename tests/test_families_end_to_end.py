@@ -54,24 +54,26 @@ def test_an_environment_that_raises_stops_the_run_with_its_traceback(command, wo
     assert not (tmp_path / "run/checkpoint.pt").exists()  # nothing was trained
 
 
-def test_broken_simulations_are_counted(command, tmp_path):
+def test_broken_simulations_are_counted(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISBEHAVE", "broken")
     run = ("train", "--env-id", "misbehaving:tests/Misbehaving-v0", "--run-dir", "run", *TINY)
-    result = command(*run, "--iterations", "1", MISBEHAVE="broken")
+    result = command(*run, "--iterations", "1")
     assert result.returncode == 2
     assert "broke down in 1 of 6 rollouts, more than the share of 0.01" in result.stderr
-    result = command(*run, "--iterations", "1", "--resume", "--max-failed-share", "0.2", MISBEHAVE="broken")
+    result = command(*run, "--iterations", "1", "--resume", "--max-failed-share", "0.2")
     assert result.returncode == 0, result.stderr
     assert "1 of 12 simulations broke down and were ended" in result.stderr
     assert events(tmp_path).Scalars("train/failed_step_0")[0].value == pytest.approx(1 / 12)
 
 
 @pytest.mark.parametrize("what", ["evaluate", "render"])
-def test_broken_simulations_are_counted_wherever_held_out_tasks_are_adapted_to(what, command):
+def test_broken_simulations_are_counted_wherever_held_out_tasks_are_adapted_to(what, command, monkeypatch):
     result = command(
         *("train", "--env-id", "misbehaving:tests/Misbehaving-v0", "--run-dir", "run", *TINY, "--iterations", "1")
     )
     assert result.returncode == 0, result.stderr
-    result = command(what, "run", "--trust", "--num-tasks", "3", MISBEHAVE="broken")
+    monkeypatch.setenv("MISBEHAVE", "broken")
+    result = command(what, "run", "--trust", "--num-tasks", "3")
     assert result.returncode == 2
     assert "more than the share of 0.01 that max_failed_share allows" in result.stderr
 

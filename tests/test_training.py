@@ -196,8 +196,11 @@ def test_bad_input_is_one_sentence(command, finished, tmp_path, arguments, sente
     assert "Traceback" not in result.stderr
 
 
-def test_not_finite_reward_stops_the_command(command):
-    result = command("train", *MISBEHAVING, *TINY, "--run-dir", "run", MISBEHAVE="reward", MISBEHAVE_AT="3")
+def test_not_finite_reward_stops_the_command(command, monkeypatch):
+    monkeypatch.setattr("misbehaving.MisbehavingVectorEnv.resets", 0)
+    monkeypatch.setenv("MISBEHAVE", "reward")
+    monkeypatch.setenv("MISBEHAVE_AT", "3")
+    result = command("train", *MISBEHAVING, *TINY, "--run-dir", "run")
     assert result.returncode == 2
     assert "the reward at step 3 of task" in result.stderr
     assert "Traceback" not in result.stderr

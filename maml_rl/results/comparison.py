@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from ..config import Config
 from ..errors import UserError
@@ -199,10 +198,17 @@ def interquartile_mean(returns: list[Array]) -> tuple[Array, Array]:
     for _ in range(_RESAMPLES // _BATCH):
         seeds = rng.integers(len(values), size=(_BATCH, len(values), 1))
         drawn = values[seeds, rng.integers(num_tasks, size=(_BATCH, len(values), num_tasks))]
-        resampled.append(stats.trim_mean(drawn.reshape(_BATCH, -1, values.shape[-1]), 0.25, axis=1))
+        resampled.append(_mean_of_middle_half(drawn.reshape(_BATCH, -1, values.shape[-1])))
     interval = np.percentile(np.concatenate(resampled), [2.5, 97.5], axis=0)
-    middle: Array = stats.trim_mean(np.concatenate(returns), 0.25, axis=0)
-    return middle, interval.T
+    return _mean_of_middle_half(np.concatenate(returns)), interval.T
+
+
+def _mean_of_middle_half(values: Array) -> Array:
+    """`scipy.stats.trim_mean` with 0.25, of (..., n, S + 1) over n. Sorting in order of memory is much faster."""
+    ordered = np.sort(np.ascontiguousarray(values.swapaxes(-1, -2)))
+    cut = ordered.shape[-1] // 4
+    middle: Array = ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+    return middle
 
 
 def interval_words(methods: dict[str, Curves]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy.special import stdtrit
 
 from .. import __version__
 from ..config import Config
@@ -137,7 +137,7 @@ def learning_figure(title: str, curves: dict[str, list[tuple[Array, Array, Array
         if (before != after).any():
             axes.plot(x, before.mean(0), ":", color=colour, linewidth=1)
         if len(seeds) > 1:
-            half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(after, axis=0)
+            half = stdtrit(len(seeds) - 1, 0.975) * after.std(0, ddof=1) / np.sqrt(len(seeds))
             axes.fill_between(x, after.mean(0) - half, after.mean(0) + half, color=colour, alpha=0.15)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", title="after adaptation (dotted: before)", title_fontsize="small")
