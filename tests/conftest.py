@@ -41,6 +41,12 @@ SLOW_FAMILIES = ("maml_rl/ML10-v0", "maml_rl/ML45-v0")
 QUICK_FAMILIES = [env_id for env_id in FAMILIES if env_id not in SLOW_FAMILIES]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--whole-episodes", action="store_true", help="compare Meta-World's manipulations over 500 steps"
+    )
+
+
 def pytest_xdist_auto_num_workers(config):
     """One more than there are cores, because some tests wait for processes that hang or end."""
     return num_cores() + 1
