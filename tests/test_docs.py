@@ -219,7 +219,7 @@ def test_options_named_exist():
         "num-rollouts",
     }
     of_scripts = {"families", "methods", "parts", "seeds", "root", "batches", "repetitions", "sizes", "horizon"}
-    of_tools = {"logdir", "directory", "name", "nproc-per-node", "nnodes", "max-restarts"}
+    of_tools = {"logdir", "directory", "name", "nproc-per-node", "nnodes", "max-restarts", "whole-episodes"}
     of_tools |= {"rdzv-backend", "rdzv-endpoint", "rdzv-id", "nodes", "ntasks-per-node", "cpus-per-task", "signal"}
     of_tools |= {"clear-output", "inplace"}
     for page, text in PAGES.items():
