@@ -11,7 +11,6 @@ from typing import Any
 import report
 import tyro
 
-from maml_rl import zoo
 from maml_rl.cli import run
 from maml_rl.methods import curve_name
 from maml_rl.results.comparison import label
@@ -56,7 +55,7 @@ def card(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(root: Path = Path("runs/reproduce"), zoo_folder: Path = Path(zoo.__file__).parent) -> None:
+def main(root: Path = Path("runs/reproduce"), zoo_folder: Path = report.ZOO) -> None:
     """Copies the runs and writes their cards.
 
     Args:

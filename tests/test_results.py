@@ -55,7 +55,7 @@ def test_every_family_has_a_page_with_its_pictures(family):
     behaviour = "rollouts.png" if family.endswith("navigation_2d") else "strip.png"
     behaviour = {"sinusoid": "fits.png", "ml10": "film.webp"}.get(family, behaviour)
     # Letters do not move, and the checkpoints of push and pick-place are not committed.
-    still = ("ml1_push", "ml1_pick_place", *(set(report.WITHOUT_PICTURE) - {"sinusoid"}))
+    still = ("ml1_push", "ml1_pick_place", *report.WITHOUT_PICTURE)
     filmed = not family.startswith("glyphs") and family not in still
     for picture in ("adaptation.png", "learning.png", behaviour)[: 3 if filmed else 2]:
         assert f"experiments/results/{family}/{picture}" in page
