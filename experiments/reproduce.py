@@ -73,8 +73,10 @@ BASES = {
 FEW_SHOT = [family for family in BASES if family.startswith("glyphs")]
 META_WORLD = [family for family in BASES if family.startswith("ml")]
 SHORT = ["bernoulli_bandit", "tabular_mdp"]  # a task is ten steps long
+WALKING = ["ant_vel", "ant_dir", "ant_goal", "humanoid_dir"]
 PHYSICS = [family for family in BASES if family.endswith("_params")]  # tasks differ in their physics
 PRETRAIN = {"num_steps": 0}
+PPO = {"outer": "ppo", "outer_lr": 0.001, "ppo_epochs": 10, "max_kl": Config.max_kl}
 ORACLE = {"num_steps": 0, "observe_task": True, "eval_num_steps": 0}
 RL2 = {
     "rl2_episodes": 2,
@@ -144,7 +146,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
             "rl2": {**RL2, "num_tasks": 40, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
         }
-        for family in ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir", "ant_goal", "humanoid_dir")
+        for family in ("half_cheetah_vel", "half_cheetah_dir", *WALKING)
     },
     # Without an inner step, twice as many iterations are as many environment steps.
     **{
@@ -196,16 +198,10 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 }
 # Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
 METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
-# A score is only as good as its oracle, and PPO trains it in fewer steps.
-for _family in ("ant_vel", "ant_dir", "ant_goal", "humanoid_dir"):
-    METHODS[_family]["oracle"] |= {
-        "outer": "ppo",
-        "outer_lr": 0.001,
-        "ppo_epochs": 10,
-        "max_kl": Config.max_kl,
-        "num_tasks": 20,
-        "num_rollouts": 5,
-    }
+for _family in WALKING:
+    METHODS[_family]["promp"] = {**PPO, "estimator": "lvc"}
+    # A score is only as good as its oracle, and PPO trains it in fewer steps.
+    METHODS[_family]["oracle"] |= {**PPO, "num_tasks": 20, "num_rollouts": 5}
 METHODS["ant_vel"]["oracle"]["iterations"] = 1700
 METHODS["ant_vel"]["learned_step"]["iterations"] = 420
 METHODS["ant_goal"]["oracle"]["iterations"] = 600
