@@ -83,6 +83,8 @@ class Config:
     """λ of generalised advantage estimation. 1 is unbiased; lower values have less variance."""
     normalise_advantages: bool = _method(True)
     """Divide each task's advantages by their standard deviation."""
+    normalise_observations: bool = _method(False)
+    """Show policies observations minus their running mean, divided by their running standard deviation."""
 
     hidden_sizes: tuple[int, ...] = _method((64, 64))
     """Widths of the policy's hidden layers."""

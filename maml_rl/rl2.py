@@ -17,11 +17,12 @@ from .envs import VectorFamily
 from .errors import UserError
 from .maml.objective import clipped_surrogate, mean_and_gradient, mean_kl, means
 from .maml.outer import adam_epochs
-from .policies import Distribution, initialise, unflatten
+from .policies import Distribution, flatten, initialise, unflatten
 from .policies.ready_made import flat_size, is_image, make_head, require_fit
 from .sampling.actors import Actor
 from .sampling.advantages import with_advantages
 from .sampling.collect import collect_phase
+from .sampling.normalisation import normaliser
 from .sampling.rollouts import Rollouts, known_success, map_steps
 from .sampling.spaces import Array
 
@@ -78,9 +79,14 @@ class RecurrentActor:
 
     def __init__(self, policy: GRUPolicy, state: Tensor, last: Tensor):
         self.policy, self.state, self.last = policy, state, last
+        self._normalise = normaliser(policy, flatten(policy).unsqueeze(0))
 
     def act(self, observations: Tensor) -> tuple[Tensor, Distribution]:
         """See `Actor`."""
+        return self.see(self._normalise(observations))
+
+    def see(self, observations: Tensor) -> tuple[Tensor, Distribution]:
+        """Acts on observations (M, K, O) that are already normalised, if they are to be."""
         inputs = torch.cat([observations, self.last], dim=-1)
         distribution, state = self.policy(inputs.flatten(0, 1).unsqueeze(1), self.state.flatten(0, 1))
         self._next_state = state.squeeze(1).unflatten(0, inputs.shape[:2])
@@ -182,7 +188,7 @@ class RL2:
                 actor.last.copy_(
                     torch.where(trials.mask[:, :, t, None], trials.observations[:, :, t, -size:], actor.last)
                 )
-                actor.act(trials.observations[:, :, t, :-size])
+                actor.see(trials.observations[:, :, t, :-size])
                 ended = np.zeros(len(alive))
                 actor.observe(trials.actions[:, :, t], trials.rewards[:, :, t].flatten().numpy(), ended, alive)
         actor.last[..., -1] = 1.0  # an episode has just ended

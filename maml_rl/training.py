@@ -12,6 +12,7 @@ from .recording import Callback, open_run
 from .runs.tensorboard import History
 from .sampling.collect import trimmed
 from .sampling.families import import_family, sample_tasks
+from .sampling.normalisation import with_observations
 from .sampling.streams import numpy_generator, own_share, stream
 
 
@@ -58,5 +59,6 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
             batches = [trimmed(rollouts) for rollouts in phases]
             run.collected(batches)
             theta, optimiser_state, figures = method.update(run.learner, theta, optimiser_state, batches)
+            theta = with_observations(run.learner, theta, batches)
             run.record(theta, optimiser_state, figures)
     return Trained(run.policy, run.history)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import UserError
-from ..policies.parameters import ADVANTAGE_NETWORK, INNER_RULES, LOG_LR_FACTORS, unflatten
+from ..policies.parameters import ADVANTAGE_NETWORK, INNER_RULES, LOG_LR_FACTORS, NOT_IN_FORWARD, unflatten
 from ..sampling.rollouts import Rollouts
 from .rules import NUM_STATISTICS, evaluate_network, initial_network, num_features, statistics
 
@@ -61,8 +61,8 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
 
 
 def _layers(policy: nn.Module) -> Tensor:
-    """The number of the layer that each parameter belongs to, (P,), without those of inner rules."""
-    named = {name: p for name, p in policy.named_parameters() if name not in INNER_RULES}
+    """The number of the layer that each parameter belongs to, (P,), without those not used in forward passes."""
+    named = {name: p for name, p in policy.named_parameters() if name not in NOT_IN_FORWARD}
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in named))
     return torch.cat([torch.full((p.numel(),), layers.index(n.rpartition(".")[0])) for n, p in named.items()])
 
@@ -84,7 +84,7 @@ def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Conf
     if all_alike(config):
         return config.inner_lr
     parameters = unflatten(policy, theta)
-    rules = {name: parameters.pop(name) for name in INNER_RULES if name in parameters}
+    rules = {name: parameters.pop(name) for name in NOT_IN_FORWARD if name in parameters}
     alphas: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         part, _, last = name.partition(".")[0], *name.rpartition(".")[1:]
@@ -98,12 +98,12 @@ def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Conf
             name: alpha * factor
             for (name, alpha), factor in zip(alphas.items(), factors.split(sizes), strict=True)
         }
-    alphas |= {name: torch.zeros_like(rule) for name, rule in rules.items()}
+    alphas |= {name: theta.new_zeros(rule.numel()) for name, rule in rules.items()}
     return torch.cat([alphas[name] for name, _ in policy.named_parameters()])
 
 
 def _factors(policy: nn.Module, learned: Tensor, support: Rollouts, config: Config) -> Tensor:
-    """The learned factors on α of a task, for each parameter that is not an inner rule."""
+    """The learned factors on α of a task, for each parameter that forward passes use."""
     if config.learn_lr == "task":
         learned = evaluate_network(learned, statistics(support))
     layers = _layers(policy).to(learned.device)

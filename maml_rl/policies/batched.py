@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from .distributions import Categorical, Distribution
 from .networks import MLP, CategoricalHead, GaussianHead, Linear, normal
-from .parameters import INNER_RULES, LOG_STD, unflatten
+from .parameters import LOG_STD, NOT_IN_FORWARD, unflatten
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def as_made(policy: nn.Module) -> bool:
         and layers in ([Linear, nn.Tanh] * (len(layers) // 2), [Linear, nn.ReLU] * (len(layers) // 2))
         and type(head) in (GaussianHead, CategoricalHead)
         and type(policy.get_submodule(linear[-1])) is Linear
-        and {name for name, _ in policy.named_parameters()} - {*INNER_RULES} == expected
+        and {name for name, _ in policy.named_parameters()} - {*NOT_IN_FORWARD} == expected
         and not any(True for _ in policy.buffers())
         and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
     )

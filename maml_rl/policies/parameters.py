@@ -14,6 +14,10 @@ LOG_LR_FACTORS = "log_lr_factors"
 ADVANTAGE_NETWORK = "advantage_network"
 # Parameters of the inner step. Only outer steps change them, and forward passes do not use them.
 INNER_RULES = (LOG_LR_FACTORS, ADVANTAGE_NETWORK)
+# The name of the statistics that observations are normalised with.
+OBSERVATION_STATISTICS = "observation_statistics"
+# Parameters that forward passes do not use. Inner steps leave them as they are.
+NOT_IN_FORWARD = (*INNER_RULES, OBSERVATION_STATISTICS)
 # The name of log σ in a policy with a ready-made head.
 LOG_STD = "head.log_std"
 

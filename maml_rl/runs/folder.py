@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import nn
 
 from .. import __version__
@@ -21,6 +22,7 @@ from ..errors import UserError
 from ..methods import method_of
 from ..policies import flatten, load
 from ..sampling.families import import_family, is_registered, make_env, require_memory
+from ..sampling.normalisation import add_statistics
 from ..sampling.streams import stream, torch_generator
 from ..zoo import located
 from .checkpoint import State, load_checkpoint
@@ -32,7 +34,8 @@ _ADDED = {
     "0.2": {
         *("method", "threads", "device", "normalise_advantages", "inner_advantage"),
         *("activation", "policy_gradient", "network"),
-    }
+    },
+    "0.3": {"normalise_observations"},
 }
 _NOT_SAVED = {"run_dir", "resume"}
 # Files that a killed process left half written, and all files of a run that has trained nothing yet.
@@ -63,6 +66,7 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
         _require_trainable(own)
         policy = copy.deepcopy(own)
     method.prepare(policy, env)
+    add_statistics(policy, config, spaces.flatdim(env.single_observation_space))
     return policy
 
 

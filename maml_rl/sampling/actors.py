@@ -1,5 +1,6 @@
 """How policies act in many environments at once."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..policies import Distribution
 from ..policies.batched import per_task
+from .normalisation import normaliser
 
 
 class Actor(Protocol):
@@ -62,8 +64,13 @@ class TaskPolicies:
     def _policies(self) -> Any:
         return per_task(self.policy, self.thetas)
 
+    @cached_property
+    def _normalise(self) -> Callable[[Tensor], Tensor]:
+        return normaliser(self.policy, self.thetas)
+
     def act(self, observations: Tensor) -> tuple[Tensor, Distribution]:
         """See `Actor`."""
+        observations = self._normalise(observations)
         if self.seen_tasks is not None:
             seen = self.seen_tasks.unsqueeze(1).expand(-1, observations.shape[1], -1)
             observations = torch.cat([observations, seen], dim=-1)

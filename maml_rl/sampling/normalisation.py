@@ -1,0 +1,96 @@
+"""Observations in units of their own running mean and standard deviation, with `normalise_observations`.
+
+The statistics are a parameter of the policy that forward passes do not use, so that checkpoints, resumed runs and
+adapted policies have them. No gradient changes it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import ranks
+from ..config import Config
+from ..errors import UserError
+from ..policies.parameters import OBSERVATION_STATISTICS, unflatten
+from .rollouts import Rollouts
+
+_LIMIT = 10.0  # standard deviations
+
+
+def add_statistics(policy: nn.Module, config: Config, observation_size: int) -> None:
+    """Makes statistics of no observations a parameter of the policy, if the option says so and it has none.
+
+    They are the number of observations so far, and the mean and the variance of each entry, (3, O).
+
+    Args:
+        policy: The policy module.
+        config: `normalise_observations` is used.
+        observation_size: O.
+
+    Raises:
+        UserError: If the policy has statistics, but the option is off.
+    """
+    given = OBSERVATION_STATISTICS in dict(policy.named_parameters())
+    if given and not config.normalise_observations:
+        raise UserError(
+            "The policy given was trained with normalise_observations; turn that on, or pass a policy without "
+            f"the parameter {OBSERVATION_STATISTICS}."
+        )
+    if config.normalise_observations and not given:
+        none_yet = torch.tensor([[0.0], [0.0], [1.0]]).expand(3, observation_size).clone()
+        policy.register_parameter(OBSERVATION_STATISTICS, nn.Parameter(none_yet))
+
+
+def normaliser(policy: nn.Module, thetas: Tensor) -> Callable[[Tensor], Tensor]:
+    """Prepares what policies see of observations.
+
+    Args:
+        policy: The policy module.
+        thetas: Each task's parameters, (M, P), or (1, P) for all tasks.
+
+    Returns:
+        A function of observations (M, N, O). Without `normalise_observations`, it returns them as they are. With
+        it, outliers are cut off at 10 standard deviations, and an entry that does not vary keeps its unit.
+    """
+    statistics = unflatten(policy, thetas).get(OBSERVATION_STATISTICS)
+    if statistics is None:
+        return lambda observations: observations
+    number, mean, _ = statistics.unsqueeze(-2).unbind(-3)
+    std = _units(statistics).unsqueeze(-2)
+    limit = torch.where(number > 0, _LIMIT, torch.inf)
+    return lambda observations: ((observations - mean) / std).clamp(-limit, limit)
+
+
+def _units(statistics: Tensor) -> Tensor:
+    """What observations are divided by, (..., O)."""
+    std = statistics[..., 2, :].sqrt()
+    return torch.where(std > 1e-6, std, 1.0)
+
+
+def with_observations(policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts]) -> Tensor:
+    """θ with statistics that contain the observations of an iteration too (Chan et al., 1979, equation 2.1).
+
+    Args:
+        policy: The policy module.
+        theta: θ, (P,), with the statistics that all rollouts were collected with.
+        batches: Rollouts, (M, K, H, ...). Their observations are normalised. An outlier counts as the limit.
+
+    Returns:
+        θ, (P,). It is not changed without `normalise_observations`.
+    """
+    if OBSERVATION_STATISTICS not in dict(policy.named_parameters()):
+        return theta
+    theta = theta.clone()
+    statistics = unflatten(policy, theta)[OBSERVATION_STATISTICS]  # a view
+    number, mean, variance = statistics.double().unbind()
+    size = statistics.shape[1]
+    seen = torch.cat([batch.observations[..., :size][batch.mask] for batch in batches]).double()
+    new = ranks.total(torch.full_like(mean, len(seen)))
+    new_mean = ranks.total(seen.sum(0)) / new
+    new_variance = ranks.total((seen - new_mean).square().sum(0)) / new
+    unit = _units(statistics.double())
+    shift, share = new_mean * unit, new / (number + new)  # of the means, in units of the environment
+    variance = variance + share * (new_variance * unit**2 - variance) + share * (1 - share) * shift**2
+    statistics.copy_(torch.stack([number + new, mean + share * shift, variance]))
+    return theta
