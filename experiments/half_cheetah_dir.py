@@ -11,7 +11,8 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/HalfCheetahDir-v0",
     run_dir=Path("runs/half_cheetah_dir"),
-    iterations=300,
+    iterations=150,
+    normalise_observations=True,
     initial_std=0.5,
     inner_lr=0.05,
     max_kl=0.1,

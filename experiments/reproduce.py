@@ -202,6 +202,7 @@ for _family in WALKING:
     METHODS[_family]["promp"] = {**PPO, "estimator": "lvc"}
     # A score is only as good as its oracle, and PPO trains it in fewer steps.
     METHODS[_family]["oracle"] |= {**PPO, "num_tasks": 20, "num_rollouts": 5}
+METHODS["half_cheetah_dir"]["oracle"]["iterations"] = 400
 METHODS["ant_vel"]["oracle"]["iterations"] = 1700
 METHODS["ant_vel"]["learned_step"]["iterations"] = 420
 METHODS["ant_goal"]["oracle"]["iterations"] = 600
