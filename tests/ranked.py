@@ -17,9 +17,15 @@ COMMON = {
     "eval_num_tasks": 4, "eval_num_rollouts": 3, "eval_num_steps": 2, "checkpoint_every": 1, "chunk_tasks": 2,
 }  # fmt: skip
 METHODS = {
-    "trpo": {"learn_lr": "task", "inner_advantage": "learned", "e_maml": 0.05},
+    "trpo": {"learn_lr": "task", "inner_advantage": "learned", "e_maml": 0.05, "normalise_observations": True},
     "promp": {"estimator": "lvc", "outer": "ppo"},
-    "rl2": {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "env_id": "maml_rl/TabularMDP-v0"},
+    "rl2": {
+        "rl2_episodes": 2,
+        "num_steps": 0,
+        "outer": "ppo",
+        "env_id": "maml_rl/TabularMDP-v0",
+        "normalise_observations": True,
+    },
     "adam": {"outer": "adam", "env_id": "maml_rl/Sinusoid-v0", "horizon": None, "inner_lr": 0.01},
     "workers": {"env_id": "maml_rl/CartPoleParams-v0", "num_workers": 1},
 }

@@ -75,8 +75,9 @@ def test_every_method_trains_and_is_evaluated(method, env_id, tmp_path):
 
 @pytest.mark.parametrize("method", ["promp", "fomaml", "rl2"])
 def test_what_the_optimiser_remembers_is_resumed(method, tmp_path):
-    whole = maml_rl.train(tiny(tmp_path / "whole", **METHODS[method], iterations=4)).policy
-    parts = tiny(tmp_path / "parts", **METHODS[method])
+    options = METHODS[method] | {"normalise_observations": True}
+    whole = maml_rl.train(tiny(tmp_path / "whole", **options, iterations=4)).policy
+    parts = tiny(tmp_path / "parts", **options)
     maml_rl.train(parts)
     memory = load_checkpoint(parts.run_dir, new_policy(parts)).optimiser_state
     assert memory["state"][0]["step"] == 2 * (1 if method == "fomaml" else parts.ppo_epochs)
