@@ -11,7 +11,7 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/AntDir-v0",
     run_dir=Path("runs/ant_dir"),
-    iterations=200,
+    iterations=300,
     num_tasks=10,
     normalise_observations=True,
     initial_std=0.15,

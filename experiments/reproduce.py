@@ -205,10 +205,12 @@ for _family in WALKING:
 METHODS["half_cheetah_dir"]["oracle"]["iterations"] = 400
 METHODS["ant_vel"]["oracle"]["iterations"] = 1700
 METHODS["ant_vel"]["learned_step"]["iterations"] = 420
+METHODS["ant_dir"]["learned_step"]["iterations"] = 200
 METHODS["ant_goal"]["oracle"]["iterations"] = 600
 METHODS["humanoid_dir"]["oracle"]["iterations"] = 400
-# Better than with normalised observations.
-METHODS["ant_dir"]["oracle"] |= {"iterations": 1000, "normalise_observations": False}
+# Better than with normalised observations, with which RL² was not tried.
+METHODS["ant_dir"]["oracle"] |= {"iterations": 1200, "normalise_observations": False}
+METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
     **METHODS["bernoulli_bandit"]["rl2"],

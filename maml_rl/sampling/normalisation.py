@@ -69,7 +69,9 @@ def _units(statistics: Tensor) -> Tensor:
 
 
 def with_observations(policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts]) -> Tensor:
-    """θ with statistics that contain the observations of an iteration too (Chan et al., 1979, equation 2.1).
+    """θ with statistics that contain the observations of an iteration too.
+
+    Means and variances are joined by the formulae of Chan, Golub and LeVeque (1979).
 
     Args:
         policy: The policy module.
