@@ -63,8 +63,9 @@ def test_outliers_are_cut_off_and_constants_keep_their_unit():
     raw = torch.randn(3, 4, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     raw[..., 1] = 5.0
     normalise = normaliser(policy, with_observations(policy, theta, batches_of([raw]))[None])
-    assert normalise(torch.tensor([[[1e3, 5.0], [-1e3, 8.0], [0.0, 4.0]]]))[0, :2, 0].tolist() == [10.0, -10.0]
-    assert normalise(torch.tensor([[[1e3, 5.0], [-1e3, 8.0], [0.0, 4.0]]]))[0, :, 1].tolist() == [0.0, 3.0, -1.0]
+    first, second = normalise(torch.tensor([[[1e3, 5.0], [-1e3, 8.0], [0.0, 4.0]]]))[0].unbind(-1)
+    assert first[:2].tolist() == [10.0, -10.0]
+    assert second.tolist() == [0.0, 3.0, -1.0]
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "scratch"])

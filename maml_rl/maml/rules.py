@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .. import ranks
+from ..sampling.normalisation import moments, units
 from ..sampling.rollouts import Rollouts, masked_mean
 
 _UNITS = 32  # of the hidden layer
@@ -90,9 +90,6 @@ def set_scales(network: Tensor, num_inputs: int, inputs: Callable[[], Tensor]) -
     """
     shift, factor = network[: 2 * num_inputs].view(2, num_inputs)
     if not factor.any():
-        of_batch = inputs().double()
-        number = ranks.total(torch.tensor(float(len(of_batch)), device=of_batch.device))
-        mean = ranks.total(of_batch.sum(0)) / number
-        std = (ranks.total((of_batch - mean).square().sum(0)) / number).sqrt()
+        _, mean, variance = moments(inputs())
         shift.copy_(mean)
-        factor.copy_(torch.where(std > 1e-6, 1 / std, 1.0))
+        factor.copy_(1 / units(variance))

@@ -56,15 +56,22 @@ def normaliser(policy: nn.Module, thetas: Tensor) -> Callable[[Tensor], Tensor]:
     statistics = unflatten(policy, thetas).get(OBSERVATION_STATISTICS)
     if statistics is None:
         return lambda observations: observations
-    number, mean, _ = statistics.unsqueeze(-2).unbind(-3)
-    std = _units(statistics).unsqueeze(-2)
-    limit = torch.where(number > 0, _LIMIT, torch.inf)
-    return lambda observations: ((observations - mean) / std).clamp(-limit, limit)
+    number, mean, variance = (part.unsqueeze(-2) for part in statistics.unbind(-2))
+    unit, limit = units(variance), torch.where(number > 0, _LIMIT, torch.inf)
+    return lambda observations: ((observations - mean) / unit).clamp(-limit, limit)
 
 
-def _units(statistics: Tensor) -> Tensor:
-    """What observations are divided by, (..., O)."""
-    std = statistics[..., 2, :].sqrt()
+def moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The number of rows (N, n) on all ranks, a scalar, and their mean and variance, both (n,) in float64."""
+    rows = rows.double()
+    number = ranks.total(torch.tensor(float(len(rows)), device=rows.device))
+    mean = ranks.total(rows.sum(0)) / number
+    return number, mean, ranks.total((rows - mean).square().sum(0)) / number
+
+
+def units(variance: Tensor) -> Tensor:
+    """The standard deviations, or 1 for what does not vary, of the same shape."""
+    std = variance.sqrt()
     return torch.where(std > 1e-6, std, 1.0)
 
 
@@ -87,11 +94,9 @@ def with_observations(policy: nn.Module, theta: Tensor, batches: Sequence[Rollou
     statistics = unflatten(policy, theta)[OBSERVATION_STATISTICS]  # a view
     number, mean, variance = statistics.double().unbind()
     size = statistics.shape[1]
-    seen = torch.cat([batch.observations[..., :size][batch.mask] for batch in batches]).double()
-    new = ranks.total(torch.full_like(mean, len(seen)))
-    new_mean = ranks.total(seen.sum(0)) / new
-    new_variance = ranks.total((seen - new_mean).square().sum(0)) / new
-    unit = _units(statistics.double())
+    seen = torch.cat([batch.observations[..., :size][batch.mask] for batch in batches])
+    new, new_mean, new_variance = moments(seen)
+    unit = units(variance)
     shift, share = new_mean * unit, new / (number + new)  # of the means, in units of the environment
     variance = variance + share * (new_variance * unit**2 - variance) + share * (1 - share) * shift**2
     statistics.copy_(torch.stack([number + new, mean + share * shift, variance]))
