@@ -7,7 +7,7 @@ train: .venv/installed
 	$(BIN)/python experiments/navigation_2d.py --resume
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -108,9 +108,8 @@ def test_ml10_tests_on_manipulations_that_training_never_sees():
     env.close()
 
 
-def vectors_of_tasks(kind, num_tasks):
+def vectors_of_tasks(env, num_tasks):
     """Draws what places the objects and the goal, as Meta-World does."""
-    env = kind()
     env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
     env.seed(0)
     vectors = []
@@ -126,40 +125,41 @@ def arrays_of(model):
 
 
 def assert_same_steps(name, episodes):
-    """Steps two of ours, which share a model, and two of Meta-World's. Actions are of its policy or random."""
+    """Steps one of ours and one of Meta-World's, with actions of its policy or random ones.
+
+    Another one of ours, which shares the model of the first, makes steps of another task in between.
+    """
     kind = metaworld.env_dict.ALL_V3_ENVIRONMENTS[name]
-    vectors = vectors_of_tasks(kind, 2 * len(episodes))
-    pairs = [(kind(), fast(kind)()) for _ in range(2)]
-    model = pairs[0][1].model
-    assert pairs[1][1].model is model
+    theirs, ours, other = kind(), fast(kind)(), fast(kind)()
+    model = ours.model
+    assert other.model is model
     before = arrays_of(model)
+    vectors, found = (vectors_of_tasks(env, 2 * len(episodes)) for env in (theirs, ours))
+    np.testing.assert_array_equal(found, vectors)
     rng = np.random.default_rng(0)
     for steps, scripted, hidden in episodes:
-        states = []
-        for pair in pairs:
+        for envs in ((theirs, ours), (other,)):
             data = {"rand_vec": vectors.pop(), "env_cls": kind, "partially_observable": hidden}
-            for env in pair:
+            for env in envs:
                 env.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(data)))
-            (expected, _), (observation, _) = (env.reset() for env in pair)
-            np.testing.assert_array_equal(observation, expected)
-            states.append(expected)
-        policies = [ENV_POLICY_MAP[name]() for _ in pairs]
+        (state, _), (observation, _), _ = (env.reset() for env in (theirs, ours, other))
+        np.testing.assert_array_equal(observation, state)
+        policy = ENV_POLICY_MAP[name]()
         for t in range(steps):
-            for i, (theirs, ours) in enumerate(pairs):
-                action = policies[i].get_action(states[i]) if scripted else rng.uniform(-1.2, 1.2, 4)
-                action = np.asarray(action, np.float64 if t % 5 == 0 else np.float32)
-                (states[i], *expected), (observation, *found) = theirs.step(action), ours.step(action)
-                np.testing.assert_array_equal(observation, states[i])
-                assert [*found, type(found[0])] == [*expected, type(expected[0])]
+            action = policy.get_action(state) if scripted else rng.uniform(-1.2, 1.2, 4)
+            action = np.asarray(action, np.float64 if t % 5 == 0 else np.float32)
+            (state, *expected), (observation, *found) = theirs.step(action), ours.step(action)
+            np.testing.assert_array_equal(observation, state)
+            assert [*found, type(found[0])] == [*expected, type(expected[0])]
+            other.step(rng.uniform(-1.2, 1.2, 4))
     after = arrays_of(model)
     changed = {name for name in before if not np.array_equal(before[name], after[name], equal_nan=True)}
     assert changed <= {"body_pos", "site_pos"}  # which each environment keeps for itself
     fast(kind)()  # begins with those of the file
     for array in changed:
         np.testing.assert_array_equal(getattr(model, array), before[array])
-    for theirs, ours in pairs:
-        theirs.close()
-        ours.close()
+    for env in (theirs, ours, other):
+        env.close()
 
 
 @pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's policies
