@@ -208,6 +208,8 @@ METHODS["ant_dir"]["learned_step"]["iterations"] = 200
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
 METHODS["ant_vel"]["learned_step"]["normalise_observations"] = False
+# One has not been trained again.
+METHODS["ant_goal"]["oracle"] |= {**PPO, "num_rollouts": 5}
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
     **METHODS["bernoulli_bandit"]["rl2"],
