@@ -204,6 +204,7 @@ for _family in WALKING:
     METHODS[_family]["oracle"] |= {"num_tasks": 20, "iterations": 600}
 METHODS["half_cheetah_dir"]["oracle"]["iterations"] = 400
 METHODS["ant_vel"]["learned_step"]["iterations"] = 420
+METHODS["humanoid_dir"]["oracle"]["iterations"] = 200
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
