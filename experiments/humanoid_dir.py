@@ -13,7 +13,6 @@ CONFIG = Config(
     run_dir=Path("runs/humanoid_dir"),
     iterations=100,
     num_tasks=10,
-    normalise_observations=True,
     initial_std=0.15,
     inner_lr=0.05,
     max_kl=0.05,
