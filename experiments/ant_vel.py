@@ -11,8 +11,9 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/AntVel-v0",
     run_dir=Path("runs/ant_vel"),
-    iterations=200,
+    iterations=300,
     num_tasks=10,
+    normalise_observations=True,
     initial_std=0.15,
     inner_lr=0.02,
     max_kl=0.1,
