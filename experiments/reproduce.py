@@ -120,7 +120,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "meta_sgd": {"learn_lr": "parameter"},
         "anil": {"adapt_only": "head"},
         "pretrain": PRETRAIN,
-        # Its episodes end early. These are as many environment steps as MAML takes.
+        # Its episodes end early, at the goal.
         "oracle": {**ORACLE, "iterations": 300},
         # As many episodes in training as the others have, in more and smaller iterations.
         "rl2": {**RL2, "num_tasks": 40, "iterations": 150},
@@ -201,7 +201,7 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
 METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
 for _family in WALKING:
     METHODS[_family]["promp"] = {**PPO, "estimator": "lvc"}
-    # A score is only as good as its oracle, and small iterations train it in fewer steps.
+    # A score is only as good as its oracle. More and smaller iterations train it in fewer steps.
     METHODS[_family]["oracle"] |= {"num_tasks": 20, "iterations": 600}
 METHODS["half_cheetah_dir"]["oracle"]["iterations"] = 600
 METHODS["ant_vel"]["learned_step"]["iterations"] = 420
@@ -209,7 +209,7 @@ METHODS["ant_dir"]["learned_step"]["iterations"] = 200
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
 METHODS["ant_vel"]["learned_step"]["normalise_observations"] = False
-# Trained with PPO, which takes fewer steps, and not again since.
+# Without normalised observations, PPO trains them in fewer steps.
 METHODS["ant_goal"]["oracle"] |= {**PPO, "num_rollouts": 5}
 METHODS["humanoid_dir"]["oracle"] |= {**PPO, "num_rollouts": 5, "iterations": 400}
 # One episode of ten pulls, for which the paper has figures too.
