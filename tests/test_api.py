@@ -242,10 +242,13 @@ METHODS["halves"] = Halves
 def test_a_method_of_the_family_s_module_is_found(command, tmp_path, monkeypatch):
     """By each command, and by the processes that train the runs of a sweep."""
     (tmp_path / "halves.py").write_text(HALVES)
+    registries = (METHODS, sys.modules)
+    for registry in registries:
+        monkeypatch.setitem(registry, "halves", None)  # undone by removing it, after the test
 
     def forgetful(*arguments):
-        monkeypatch.delitem(METHODS, "halves", raising=False)
-        monkeypatch.delitem(sys.modules, "halves", raising=False)
+        for registry in registries:
+            registry.pop("halves", None)
         return command(*arguments)
 
     result = forgetful(
