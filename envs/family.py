@@ -86,7 +86,10 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         return type(self).__name__
 
     def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
-        """Draws tasks from p(T). By default uniformly from `all_tasks` or a bounded or discrete `task_space`.
+        """Draws tasks from p(T), by default uniformly from a bounded or discrete `task_space`.
+
+        `all_tasks` come in turn, in a random order, so that an iteration has each task as often as any other, or
+        once more. Otherwise, its meta-gradient would follow those tasks that happen to be more frequent.
 
         Args:
             num_tasks: The number of tasks M.
@@ -96,7 +99,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
             The tasks, (M, D).
         """
         if self.all_tasks is not None:
-            return self.all_tasks[rng.integers(0, len(self.all_tasks), size=num_tasks)]
+            return self.all_tasks[np.resize(rng.permutation(len(self.all_tasks)), num_tasks)]
         space, shape = self.task_space, (num_tasks, *(self.task_space.shape or ()))
         if isinstance(space, spaces.Box) and space.is_bounded():
             if np.issubdtype(space.dtype, np.integer):
