@@ -47,8 +47,10 @@ def open_run(
         callbacks: Called after each iteration.
 
     Raises:
-        UserError: If an option, the environment, the policy or the run folder is wrong.
+        UserError: If an option, the environment, the policy, the run folder or `callbacks` is wrong.
     """
+    if callable(callbacks):
+        raise UserError("callbacks is one function, not a list of them; pass callbacks=[function].")
     config = dataclasses.replace(
         config,
         run_dir=config.run_dir.absolute(),  # environments may change the folder

@@ -88,6 +88,13 @@ def test_a_callback_that_fails_loses_nothing(tmp_path):
     assert content["iteration"] == 1
 
 
+def test_one_function_for_callbacks_is_refused_before_anything_is_written(tmp_path):
+    config = Config(run_dir=tmp_path / "run", **SMALL)
+    with pytest.raises(maml_rl.UserError, match="callbacks="):
+        maml_rl.train(config, callbacks=print)
+    assert not config.run_dir.exists()
+
+
 def test_an_interrupt_is_reported_even_if_nothing_can_be_saved(tmp_path):
     """The first error is the one that counts; the second one is a note on it."""
     config = Config(run_dir=tmp_path / "run", **SMALL)
