@@ -99,7 +99,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
             The tasks, (M, D).
         """
         if self.all_tasks is not None:
-            return self.all_tasks[np.resize(rng.permutation(len(self.all_tasks)), num_tasks)]
+            return np.asarray(self.all_tasks)[np.resize(rng.permutation(len(self.all_tasks)), num_tasks)]
         space, shape = self.task_space, (num_tasks, *(self.task_space.shape or ()))
         if isinstance(space, spaces.Box) and space.is_bounded():
             if np.issubdtype(space.dtype, np.integer):
@@ -116,7 +116,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
     def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
         """Draws held-out tasks (M, D). By default `all_tasks` in turn, or else tasks from p(T)."""
         if self.all_tasks is not None:
-            return np.resize(self.all_tasks, (num_tasks, *self.all_tasks.shape[1:]))
+            return np.resize(self.all_tasks, (num_tasks, *np.shape(self.all_tasks)[1:]))
         return self.sample_tasks(num_tasks, rng)
 
     def task_problem(self, tasks: Array) -> str | None:

@@ -221,6 +221,14 @@ class TaskEnv(gymnasium.Env[Any, Any]):
         """Draws tasks (M, D) from p(T); see `TaskVectorEnv.sample_tasks`."""
         return self._env.sample_tasks(num_tasks, rng)
 
+    def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        """Draws held-out tasks (M, D); see `TaskVectorEnv.sample_test_tasks`."""
+        return self._env.sample_test_tasks(num_tasks, rng)
+
+    def task_problem(self, tasks: Array) -> str | None:
+        """Checks tasks (n, D); see `TaskVectorEnv.task_problem`."""
+        return self._env.task_problem(tasks)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:

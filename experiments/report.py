@@ -50,6 +50,7 @@ from maml_rl.runs.evaluation import held_out
 from maml_rl.runs.files import write_atomically
 from maml_rl.runs.folder import load_config, load_run
 from maml_rl.runs.tensorboard import return_tags
+from maml_rl.sampling.normalisation import as_returned
 from maml_rl.sampling.spaces import Array
 
 RESULTS = Path(__file__).parent / "results"
@@ -416,7 +417,8 @@ def draw(folder: Path, base: Config, methods: dict[str, Curves], runs: list[Path
     native = gymnasium.spec(base.env_id).vector_entry_point
     if native and hasattr(load_env_creator(str(native)), "plot_rollouts"):
         with held_out(policy, state.theta, config) as (env, tasks, batches):
-            write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, list(batches), "step"))
+            phases = as_returned(policy, state.theta, list(batches))
+            write_figure(folder / "rollouts.png", rollouts_figure(env, tasks, phases, "step"))
     elif several:
         write_film(folder / "film.webp", config, policy)
     else:  # the family cannot draw its rollouts, but films them

@@ -49,6 +49,7 @@ def card(folder: Path) -> dict[str, Any]:
         "env_steps": record["env_steps"],
         "minutes": round(record["seconds"] / 60, 1),
         "num_tasks": evaluation["num_tasks"],
+        "tasks_seen": evaluation.get("tasks_seen", False),
         "num_rollouts": evaluation["num_rollouts"],
         "returns": curve["mean"],
         "ci95": curve["ci95"],

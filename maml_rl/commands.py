@@ -1,6 +1,5 @@
 """The commands that read finished runs, and the list of families."""
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -38,11 +37,13 @@ def evaluate(
     tune_process()
     from .results.plots import write_results
     from .runs.evaluation import evaluate as evaluate_run
+    from .runs.files import make_folder
 
     if trust:
         add_working_folder()
     if output is not None:
         output = output.absolute()  # an environment may change the working folder
+        make_folder(output)  # before the work, which would be lost without it
     results = evaluate_run(
         run_dir,
         tasks=None if tasks is None else _array(tasks),
@@ -80,6 +81,7 @@ def render(
     """
     tune_process()
     from .results.video import adaptation_video, add_video, write_video
+    from .runs.evaluation import with_options
     from .runs.files import make_folder
     from .runs.folder import load_run
     from .runs.tensorboard import event_writer
@@ -90,14 +92,10 @@ def render(
         add_working_folder()
     folder = (output or (run_dir if run_dir.exists() else Path())).absolute()  # an environment may change it
     config, policy, state = load_run(run_dir, trust=trust)
-    config = dataclasses.replace(
-        config,
-        eval_num_steps=config.eval_num_steps if num_steps is None else num_steps,
-        eval_seed=config.eval_seed if seed is None else seed,
-    )
+    config = with_options(config, num_steps=num_steps, seed=seed)
     is_run = folder == run_dir.absolute()
-    frames, fps = adaptation_video(policy, config, num_tasks)
     make_folder(folder)
+    frames, fps = adaptation_video(policy, config, num_tasks)
     write_video(folder / "adaptation.mp4", frames, fps)
     if is_run:
         writer = event_writer(folder)
@@ -124,6 +122,7 @@ def compare(
         comparison_table,
         family_name,
         interval_words,
+        kind_of_tasks,
         load_runs,
     )
     from .results.plots import write_figure
@@ -137,7 +136,8 @@ def compare(
     write_figure(picture, comparison_figure(family, methods))
     print(comparison_table(family, methods))
     print(
-        f"\nReturns are interquartile means over tasks and seeds with their {interval_words(methods)}. In each "
+        f"\nReturns are interquartile means over {kind_of_tasks(runs)} and seeds with their "
+        f"{interval_words(methods)}. In each "
         "column, methods have seen at most the same number of episodes of a task. Gain: the last column of "
         "returns minus the first. Score: (method - random) / (oracle - random), of means; random is the untrained "
         "policy of plain MAML, or of the first method in the alphabet."
@@ -185,7 +185,9 @@ def zoo() -> None:
         print(f"zoo/{name}")
         print(f"  family       {found['env_id']}")
         print(f"  method       {found['method']}, {found['env_steps'] / 1e6:.1f} million steps of training")
-        print(f"  returns      {returns} after 0, 1, ... adaptation steps on {found['num_tasks']} held-out tasks")
+        print(f"  returns      {returns} after 0, 1, ... adaptation steps")
+        kind = "tasks that training has seen too" if found["tasks_seen"] else "held-out tasks"
+        print(f"  evaluation   {found['num_tasks']} adaptations to {kind}")
 
 
 def families() -> None:
@@ -252,8 +254,10 @@ def _array(path: Path) -> Any:
 
     try:
         array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it holds several arrays")
-        return array
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no .npy file of tasks ({error}); save an array with numpy.save.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
+    except (ValueError, EOFError):
+        array = None  # NumPy's own message advises to unpickle the file
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is not a .npy file with one array of numbers; save the tasks with numpy.save.")
+    return array

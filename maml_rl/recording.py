@@ -26,6 +26,7 @@ from .runs.folder import new_policy, open_folder
 from .runs.tensorboard import Events, History
 from .sampling.collect import require_simulations
 from .sampling.families import make_env
+from .sampling.normalisation import as_returned
 from .sampling.rollouts import Rollouts
 
 # Called after each iteration with the environment steps so far and the values that it logged, by tag.
@@ -68,13 +69,9 @@ def open_run(
         if not ranks.rank():
             events = Events(config, state)
             stack.callback(events.close)
-        progress = tqdm(
-            total=config.iterations,
-            initial=state.iteration,
-            dynamic_ncols=True,
-            disable=ranks.rank() > 0,
+        progress = stack.enter_context(
+            tqdm(total=config.iterations, initial=state.iteration, dynamic_ncols=True, disable=ranks.rank() > 0)
         )
-        stack.callback(progress.close)
         run = Run(config, method, policy, env, state, events, progress, device, callbacks)
         try:
             if config.eval_every and not state.iteration:
@@ -251,7 +248,10 @@ class Run:
             self.last_curve = curve(phases, tasks, self._method)
             scalars = phase_scalars("eval", phase_sums(phases))
             self._add(scalars, state.env_steps)
-            figure = rollouts_figure(env, tasks, phases, self._method.unit) if self._events else None
+            figure = None
+            if self._events:
+                shown = as_returned(self.policy, state.theta, phases)
+                figure = rollouts_figure(env, tasks, shown, self._method.unit)
         if self._events and figure is not None:
             picture = write_figure(config.run_dir / "rollouts.png", figure)
             self._events.add_image("eval/rollouts", picture, state.env_steps)

@@ -20,7 +20,8 @@ class Trained(NamedTuple):
     """What `train` returns.
 
     Attributes:
-        policy: The policy, with its meta-trained parameters θ.
+        policy: The policy, with its meta-trained parameters θ. With `normalise_observations`, it must be given
+            normalised observations. What `maml_rl.load` returns normalises them itself.
         history: All scalars logged in this call. Each tag maps to a list of (environment steps, value).
     """
 

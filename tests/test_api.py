@@ -20,7 +20,7 @@ from maml_rl import Config, UserError
 from maml_rl.methods import METHODS
 from maml_rl.policies import flatten
 from maml_rl.policies.ready_made import make_policy
-from maml_rl.results.comparison import load_runs
+from maml_rl.results.comparison import kind_of_tasks, load_runs
 from maml_rl.runs.evaluation import curve, held_out, mean_and_interval
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import new_policy, save_config
@@ -169,7 +169,16 @@ def test_tasks_from_a_file(run_dir, command, tmp_path):
     for name in ("code.npy", "nowhere.npy"):
         result = command("evaluate", run_dir, "--tasks", name)
         assert result.returncode == 2
-        assert "is no .npy file of tasks" in result.stderr
+        assert result.stderr.startswith(f"error: {name} ")
+        assert "pickle" not in result.stderr
+
+
+def test_evaluate_names_options_as_its_caller_does(run_dir, command, tmp_path):
+    with pytest.raises(UserError, match="^num_tasks is 1"):
+        maml_rl.evaluate(run_dir, num_tasks=1)
+    (tmp_path / "file").touch()
+    result = command("evaluate", run_dir, "--num-tasks", 1, "--output", "file")
+    assert "Cannot make the folder" in result.stderr  # before anything is evaluated
 
 
 def test_an_evaluation_of_one_s_own_tasks_is_not_compared(run_dir, tmp_path):
@@ -188,7 +197,14 @@ def test_the_two_directions_are_reported_as_seen(tmp_path, command):
     assert sorted(results["tasks"]) == [[-1.0]] * 3 + [[1.0]] * 3  # each as often
     printed = command("evaluate", "run").stdout
     assert "2 tasks seen in training, 6 adaptations in all, 2 rollouts each" in printed
-    assert not maml_rl.evaluate_policy(new_policy(Config(**SMALL)), Config(**SMALL))["tasks_seen"]
+    assert kind_of_tasks([(config.run_dir, config, results)]) == "tasks seen in training"
+    others = maml_rl.evaluate_policy(new_policy(Config(**SMALL)), Config(**SMALL))
+    assert not others["tasks_seen"]
+    assert kind_of_tasks([(config.run_dir, config, others)]) == "held-out tasks"
+    untrained = dataclasses.replace(config, iterations=0)
+    assert not maml_rl.evaluate_policy(new_policy(untrained), untrained)["tasks_seen"]
+    with pytest.raises(UserError, match=r"differ in parameters \(log_lr_factors\)"):
+        maml_rl.evaluate_policy(new_policy(config), dataclasses.replace(config, learn_lr="task"))
 
 
 def test_the_interval_over_a_few_tasks_leaves_out_how_they_differ():

@@ -199,6 +199,10 @@ def test_an_evaluation_of_another_moment_is_refused(tmp_path):
     write_json(run / "evaluation.json", results | {"num_rollouts": 7})
     with pytest.raises(UserError, match="b was evaluated with num_rollouts=20 and .*run with 7"):
         load_runs([run, other])
+    del results["num_rollouts"]
+    write_json(run / "evaluation.json", results)
+    with pytest.raises(UserError, match="num_tasks or num_rollouts is missing"):
+        load_runs([run])
 
 
 def test_columns_are_inner_steps_whatever_the_order(tmp_path):

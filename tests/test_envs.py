@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import FAMILIES, QUICK_FAMILIES
 from gymnasium.vector import AutoresetMode
-from maml_rl.envs import TaskVectorEnv, check_family, families, make_vec
+from maml_rl.envs import TaskEnv, TaskVectorEnv, check_family, families, make_vec
 from maml_rl.envs.navigation import Navigation2DVectorEnv
 
 
@@ -226,6 +226,33 @@ def test_tasks_that_are_not_listed_are_refused():
     ):
         env.reset(options={"task": [[0.5, 0.5], [0.5, 0.0], [0.25, 0.0]]})
     np.testing.assert_array_equal(env.tasks, env.all_tasks)
+
+
+class ListedVectorEnv(Navigation2DVectorEnv):
+    all_tasks = [[0.5, 0.5], [0.0, -0.5]]  # noqa: RUF012
+
+    def sample_test_tasks(self, num_tasks, rng):
+        return np.full((num_tasks, 2), 0.25)
+
+    def task_problem(self, tasks):
+        return "no goal is at 0" if (tasks == 0).all() else None
+
+
+class ListedEnv(TaskEnv):
+    vector_class = ListedVectorEnv
+
+
+gymnasium.register("tests/Listed-v0", entry_point=ListedEnv, max_episode_steps=5)
+
+
+def test_a_single_environment_of_a_native_family_has_all_of_its_methods():
+    for env in (ListedVectorEnv(2), make_vec("tests/Listed-v0", 2, num_workers=0)):
+        tasks = env.sample_tasks(4, np.random.default_rng(0))
+        assert sorted(tasks.tolist()) == [[0.0, -0.5]] * 2 + [[0.5, 0.5]] * 2
+        assert (env.sample_test_tasks(3, np.random.default_rng(0)) == 0.25).all()
+        assert env.task_problem(np.zeros((1, 2))) == "no goal is at 0"
+        assert env.task_problem(np.ones((1, 2))) is None
+        env.close()
 
 
 def test_navigation_definition():

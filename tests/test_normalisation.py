@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from conftest import phases, random_rollouts, theta_of
+from maml_rl.envs.navigation import Navigation2DVectorEnv
 from test_meta_policy import RL2, untrained
 from test_methods import METHODS, tiny
 
@@ -19,7 +21,7 @@ from maml_rl.policies.parameters import OBSERVATION_STATISTICS
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.collect import trimmed
 from maml_rl.sampling.families import make_env, sample_tasks
-from maml_rl.sampling.normalisation import add_statistics, normaliser, with_observations
+from maml_rl.sampling.normalisation import add_statistics, as_returned, normaliser, with_observations
 from maml_rl.sampling.streams import numpy_generator, stream
 
 
@@ -66,6 +68,40 @@ def test_outliers_are_cut_off_and_constants_keep_their_unit():
     first, second = normalise(torch.tensor([[[1e3, 5.0], [-1e3, 8.0], [0.0, 4.0]]]))[0].unbind(-1)
     assert first[:2].tolist() == [10.0, -10.0]
     assert second.tolist() == [0.0, 3.0, -1.0]
+    for bad in (np.inf, -np.inf, np.nan):  # so that it is refused
+        assert not torch.isfinite(normalise(torch.tensor([[[bad, 5.0]]]))[0, 0, 0])
+
+
+class DrawnVectorEnv(Navigation2DVectorEnv):
+    """Keeps what it is to draw."""
+
+    drawn: ClassVar[list[np.ndarray]] = []
+
+    def plot_rollouts(self, axes, task, observations, mask):
+        self.drawn.append(observations)
+
+
+gymnasium.register("tests/Drawn-v0", vector_entry_point=DrawnVectorEnv, max_episode_steps=5)
+
+
+def test_pictures_show_what_the_environment_returned(tmp_path):
+    config = tiny(tmp_path / "run", env_id="tests/Drawn-v0", iterations=2, normalise_observations=True)
+    DrawnVectorEnv.drawn.clear()
+    theta = flatten(maml_rl.train(config).policy)
+    statistics = unflatten(new_policy(config), theta)[OBSERVATION_STATISTICS]
+    assert (statistics[1].abs() > 1e-3).any()
+    assert len(DrawnVectorEnv.drawn) >= 2
+    for observations in DrawnVectorEnv.drawn:  # all paths begin at the origin
+        np.testing.assert_allclose(observations[:, 0], 0.0, atol=1e-6)
+
+
+def test_other_inputs_than_observations_are_returned_as_they_are():
+    policy, theta = with_statistics()
+    raw = torch.randn(3, 4, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta = with_observations(policy, theta, batches_of([raw]))
+    shown = torch.cat([normaliser(policy, theta[None])(raw.flatten(1, 2)).view(raw.shape), raw], dim=-1)
+    [returned] = as_returned(policy, theta, batches_of([shown]))
+    torch.testing.assert_close(returned.observations, torch.cat([raw, raw], dim=-1))
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "scratch"])

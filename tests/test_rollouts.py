@@ -164,6 +164,12 @@ def test_what_is_differentiated_is_what_sampled(num_steps):
     assert kl == pytest.approx(0.0, abs=1e-6)
 
 
+def test_arguments_that_a_family_does_not_take_are_named():
+    config = Config(env_id="maml_rl/Navigation2D-v0", env_kwargs={"colour": 3})
+    with pytest.raises(UserError, match=r"with env_kwargs \{'colour': 3\}: .*; give the arguments that it takes"):
+        make_env(config, 1)
+
+
 @pytest.mark.parametrize(
     ("env_id", "sentence"),
     [

@@ -16,6 +16,7 @@ from maml_rl.maml.rules import learned_advantages, num_features, statistics, ste
 from maml_rl.maml.step_sizes import prepare, step_sizes
 from maml_rl.policies import flatten, unflatten
 from maml_rl.policies.parameters import ADVANTAGE_NETWORK, INNER_RULES, LOG_LR_FACTORS
+from maml_rl.sampling.normalisation import add_statistics, with_observations
 
 RULES = [
     {"learn_lr": "task"},
@@ -151,6 +152,20 @@ def test_scales_are_those_of_the_first_batch_and_stay(kind):
     torch.testing.assert_close(1 / factor[0], torch.stack(means).std(correction=0))
     shift, factor = unflatten(policy, theta)[ADVANTAGE_NETWORK][: 2 * num_features(O, A)].view(2, -1)
     torch.testing.assert_close(shift[-2], first.rewards[first.mask].mean())
+
+
+def test_learned_advantages_take_their_scales_from_observations_that_are_normalised():
+    policy, _ = make_policy("normal")
+    config = Config(inner_advantage="learned", normalise_observations=True)
+    prepare(policy, config, O, A)
+    add_statistics(policy, config, O)
+    theta = flatten(policy).double()
+    batches = [random_rollouts("normal", seed=seed) for seed in (1, 2)]
+    assert torch.equal(with_scales(policy, theta, batches[0], config), theta)
+    theta = with_observations(policy, theta, batches[:1])
+    theta = with_scales(policy, theta, batches[1], config)
+    shift, _ = unflatten(policy, theta)[ADVANTAGE_NETWORK][: 2 * num_features(O, A)].view(2, -1)
+    torch.testing.assert_close(shift[-2], batches[1].rewards[batches[1].mask].mean())
 
 
 def test_the_scale_of_what_does_not_vary_is_1():

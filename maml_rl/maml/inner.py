@@ -8,7 +8,7 @@ from torch.func import grad, vmap
 
 from ..config import Config
 from ..policies import Distribution, act, prediction_loss, unflatten
-from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
+from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS, OBSERVATION_STATISTICS
 from ..sampling.advantages import discounted_sums
 from ..sampling.rollouts import Rollouts, masked_mean
 from .rules import NUM_STATISTICS, learned_advantages, num_features, set_scales, statistics, step_features
@@ -124,7 +124,8 @@ def inner_update(
 def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Config) -> Tensor:
     """θ with the scales of the inputs of learned inner rules, which are those of the first batch of tasks.
 
-    Until then, the networks see zeros. As their outputs are 0 too, this changes no policy.
+    Until then, the networks see zeros. As their outputs are 0 too, this changes no policy. With
+    `normalise_observations`, learned advantages take the second batch, the first one that is normalised.
 
     Args:
         policy: The policy module.
@@ -137,7 +138,8 @@ def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Con
     """
     theta = theta.clone()
     networks = unflatten(policy, theta)  # views
-    if config.inner_advantage == "learned":
+    observed = networks.get(OBSERVATION_STATISTICS)
+    if config.inner_advantage == "learned" and (observed is None or observed[0, 0] > 0):
         num_inputs = num_features(support.observations.shape[-1], support.behaviour[0][0, 0, 0].numel())
         set_scales(networks[ADVANTAGE_NETWORK], num_inputs, lambda: vmap(step_features)(support)[support.mask])
     if config.learn_lr == "task":

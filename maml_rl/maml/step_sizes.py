@@ -29,7 +29,7 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
             f"log_std_lr is {config.log_std_lr}, but the policy has no parameter log_std; leave log_std_lr out."
         )
     if config.adapt_only is not None:
-        parts = {name.partition(".")[0] for name in names}
+        parts = {name.partition(".")[0] for name in names if name not in NOT_IN_FORWARD}
         if config.adapt_only not in parts:
             raise UserError(
                 f"adapt_only is {config.adapt_only!r}, but the policy's parts are {', '.join(sorted(parts))}; "

@@ -73,6 +73,8 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
             for curve in results["methods"].values():
                 if np.ndim(curve["returns"]) != 2 or len(curve["env_steps"]) != len(curve["mean"]):
                     raise ValueError("returns or env_steps have another shape")
+            if not {"num_tasks", "num_rollouts"} <= results.keys():
+                raise ValueError("num_tasks or num_rollouts is missing")
             if results.get("tasks_given"):
                 raise ValueError("it is of tasks of your own choice, which other runs do not have")
             if results["iterations"] != config.iterations or curve_name(config) not in results["methods"]:
@@ -98,6 +100,12 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
                     "compare runs that agree in it."
                 )
     return runs
+
+
+def kind_of_tasks(runs: list[Run]) -> str:
+    """Names the tasks that runs were evaluated on."""
+    # Evaluations of version 0.1 do not say whether training has seen the tasks.
+    return "tasks seen in training" if any(results.get("tasks_seen") for *_, results in runs) else "held-out tasks"
 
 
 def groups(runs: list[Run]) -> dict[str, list[Run]]:

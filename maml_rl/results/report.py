@@ -23,6 +23,7 @@ from .comparison import (
     family_name,
     groups,
     interval_words,
+    kind_of_tasks,
     load_runs,
 )
 from .plots import pixels, png
@@ -66,14 +67,15 @@ def _section(name: str, runs: list[Run]) -> Iterator[str]:
     """The parts of a family's section."""
     methods, named = by_method(runs), groups(runs)
     yield f"<h2>{escape(name)}</h2>"
-    yield "<h3>Returns on held-out tasks</h3>"
+    tasks = kind_of_tasks(runs)
+    yield f"<h3>Returns on {tasks}</h3>"
     yield _table(comparison_rows(name, methods))
     yield (
         f"<p>Interquartile means over tasks and seeds, with their {interval_words(methods)}. Gain: the last "
         "column minus the first. Score: (method - random) / (oracle - random), of means. Random is an untrained "
         "policy.</p>"
     )
-    yield _picture(comparison_figure(name, methods), f"Returns on held-out tasks of {name}")
+    yield _picture(comparison_figure(name, methods), f"Returns on {tasks} of {name}")
     curves = {method: [learning_curve(folder) for folder, _, _ in group] for method, group in named.items()}
     if any(len(steps) for of_method in curves.values() for steps, _, _ in of_method):
         yield "<h3>Learning</h3>"

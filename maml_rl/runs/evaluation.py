@@ -67,7 +67,7 @@ def evaluate(
         UserError: If an option is out of range, a task is not in the task space, or the folder holds no run.
     """
     config, trained, state = load_run(Path(run_dir), policy, trust)
-    config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
+    config = with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
     return adaptation_curves(trained, config, state, tasks=tasks)
 
 
@@ -101,21 +101,32 @@ def evaluate_policy(
         UserError: If an option is out of range, or the two modules have different parameters.
     """
     first = new_policy(config, untrained)
+    different = [entry for entry in layout(policy) if entry not in layout(first)]
+    different += [entry for entry in layout(first) if entry not in layout(policy)]
     if layout(policy) != layout(first):
-        raise UserError("The untrained policy has other parameters; pass evaluate_policy(..., untrained=it).")
+        named = ", ".join(sorted({name for name, *_ in different})) or "their order"
+        raise UserError(
+            f"The trained and the untrained policy differ in parameters ({named}); pass the options of the "
+            "training, and for a policy of your own evaluate_policy(..., untrained=it)."
+        )
     state = State(flatten(policy).cpu(), flatten(first), {}, config.iterations, 0)
-    config = _with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
+    config = with_options(config, tasks, num_steps, num_tasks, num_rollouts, seed)
     return adaptation_curves(policy, config, state, tasks=tasks)
 
 
-def _with_options(
+def with_options(
     config: Config,
-    tasks: npt.ArrayLike | None,
-    num_steps: int | None,
-    num_tasks: int | None,
-    num_rollouts: int | None,
-    seed: int | None,
+    tasks: npt.ArrayLike | None = None,
+    num_steps: int | None = None,
+    num_tasks: int | None = None,
+    num_rollouts: int | None = None,
+    seed: int | None = None,
 ) -> Config:
+    """Returns a run's options with those given to `evaluate` in place of its `eval_...`.
+
+    Raises:
+        UserError: If one is out of range, or both tasks and their number were given.
+    """
     if tasks is not None:
         if num_tasks is not None:
             raise UserError("Both tasks and num_tasks were given; leave num_tasks out.")
@@ -129,7 +140,10 @@ def _with_options(
         "eval_num_rollouts": num_rollouts,
         "eval_seed": seed,
     }
-    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+    try:
+        return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+    except UserError as error:
+        raise UserError(str(error).replace("eval_", "")) from error  # as the caller named it
 
 
 @contextlib.contextmanager
@@ -239,7 +253,8 @@ def adaptation_curves(
         del wanted["random"]
     with contextlib.closing(make_env(config, 1)) as env:
         require_memory(env, config, "eval_")
-        chosen, seen = held_out_tasks(env, config, tasks), env.all_tasks is not None
+        chosen = held_out_tasks(env, config, tasks)
+        listed = env.all_tasks is not None and VectorFamily.task_problem(env, chosen) is None
     methods: dict[str, Any] = {}
     for title, (theta, known) in wanted.items():
         if known is None:
@@ -254,7 +269,7 @@ def adaptation_curves(
         "num_rollouts": config.eval_num_rollouts,
         "seed": held_out_seed(config),
         "unit": method.unit,
-        "tasks_seen": seen,
+        "tasks_seen": listed and state.iteration > 0,
         "tasks_given": tasks is not None,
         "tasks": chosen.tolist(),
         "methods": methods,

@@ -78,7 +78,11 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
     except SystemExit as error:
         raise UserError(f"The task family {config.env_id!r} called sys.exit while it was made; fix it.") from error
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise UserError(f"Cannot make the task family {config.env_id!r}: {_reason(error)}.") from error
+        given = f" with env_kwargs {config.env_kwargs}" if config.env_kwargs else ""
+        advice = "; give the arguments that it takes" if config.env_kwargs else ""
+        raise UserError(
+            f"Cannot make the task family {config.env_id!r}{given}: {_reason(error)}{advice}."
+        ) from error
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(f"Cannot make the task family {config.env_id!r} ({_reason(error)}); {_WHERE}.") from error
     if env.max_episode_steps is None:

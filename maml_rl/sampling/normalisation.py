@@ -58,7 +58,30 @@ def normaliser(policy: nn.Module, thetas: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda observations: observations
     number, mean, variance = (part.unsqueeze(-2) for part in statistics.unbind(-2))
     unit, limit = units(variance), torch.where(number > 0, _LIMIT, torch.inf)
-    return lambda observations: ((observations - mean) / unit).clamp(-limit, limit)
+
+    def normalise(observations: Tensor) -> Tensor:
+        scaled = (observations - mean) / unit
+        return scaled.clamp(-limit, limit).add(scaled, alpha=0)  # 0 · ∞ is NaN, so that it is refused later
+
+    return normalise
+
+
+def as_returned(policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts]) -> list[Rollouts]:
+    """Turns the observations of rollouts back into what the environment returned. Outliers stay cut off.
+
+    Args:
+        policy: The policy module.
+        theta: The parameters that the observations were normalised with, (P,).
+        batches: Rollouts, (M, K, H, ...). Inputs of policies other than observations are left as they are.
+    """
+    statistics = unflatten(policy, theta).get(OBSERVATION_STATISTICS)
+    if statistics is None:
+        return list(batches)
+    _, mean, variance = statistics.unbind()
+    size, unit = len(mean), units(variance)
+    inputs = [batch.observations for batch in batches]
+    returned = [torch.cat([x[..., :size] * unit + mean, x[..., size:]], dim=-1) for x in inputs]
+    return [batch._replace(observations=x) for batch, x in zip(batches, returned, strict=True)]
 
 
 def moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,8 @@ def card(name: str) -> dict[str, Any]:
 
     Returns:
         Its family `env_id`, its `method`, `commit` and `command`, the `env_steps` and `minutes` of its training,
-        and of its evaluation `num_tasks`, `num_rollouts`, and the mean `returns` after 0, 1, ... steps with
-        their 95% intervals `ci95`.
+        and of its evaluation `num_tasks`, `num_rollouts`, `tasks_seen` (whether training has seen these tasks
+        too), and the mean `returns` after 0, 1, ... steps with their 95% intervals `ci95`.
     """
     content: dict[str, Any] = json.loads((located(Path("zoo", name)) / "card.json").read_text())
     return content
