@@ -79,7 +79,9 @@ class AdaptedVectorEnv(VectorFamily):
         self._spec_id = spec.id
         if num_workers < 0:
             raise ValueError(f"{self.name}: num_workers is {num_workers}, but must be at least 0.")
-        if num_workers and getattr(spec.entry_point, "__module__", None) == "__main__":
+        made_by = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
+        homes = [str(maker).partition(":")[0] if isinstance(maker, str) else maker.__module__ for maker in made_by]
+        if num_workers and "__main__" in homes:
             raise ValueError(
                 f"{self.name}: its class is defined in the script itself, where other processes cannot import it; "
                 "move it into a module of its own, or set num_workers to 0."
@@ -233,7 +235,7 @@ class AdaptedVectorEnv(VectorFamily):
     def snapshot(self, index: int) -> Array:
         """Renders one environment in its current state, (height, width, 3) uint8."""
         if not self._workers:
-            return self._slots.render(index)
+            return np.asarray(self._answers("render", [(index,)])[0])
         number = int(np.searchsorted(self._bounds, index, side="right"))
         worker = self._workers[number]
         with self._interruptible():
@@ -258,7 +260,7 @@ class AdaptedVectorEnv(VectorFamily):
             try:
                 return [getattr(self._slots, method)(*shares[0])]
             except (Exception, SystemExit) as error:
-                if refusal(method, error):
+                if refusal(method, error) or isinstance(error, gymnasium.error.DependencyNotInstalled):
                     raise
                 slot = int(self._slots.progress[1])
                 raise self._failure(slot, method, f"raised {error!r}", traceback.format_exc()) from error

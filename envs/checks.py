@@ -60,7 +60,8 @@ def _check_tasks(env_id: str, env: VectorFamily) -> None:
     assert np.array_equal(env.tasks, tasks), f"{env_id}: the given task is not the task in force."
     outside = tasks.copy()
     if not isinstance(env.task_space, spaces.Box):
-        outside[-1] = -1
+        outside = outside.astype(np.int64)
+        outside[-1] = getattr(env.task_space, "start", 0) - 1
     elif np.issubdtype(tasks.dtype, np.integer):
         outside = outside.astype(np.int64)
         outside[-1] = env.task_space.high.astype(np.int64) + 1

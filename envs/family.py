@@ -114,10 +114,10 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         )
 
     def sample_test_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
-        """Draws held-out tasks (M, D). By default `all_tasks` in turn, or else tasks from p(T)."""
-        if self.all_tasks is not None:
-            return np.resize(self.all_tasks, (num_tasks, *np.shape(self.all_tasks)[1:]))
-        return self.sample_tasks(num_tasks, rng)
+        """Draws held-out tasks (M, D). By default `all_tasks` in turn, some of them, or else tasks from p(T)."""
+        if self.all_tasks is None or num_tasks < len(self.all_tasks):
+            return self.sample_tasks(num_tasks, rng)
+        return np.resize(self.all_tasks, (num_tasks, *np.shape(self.all_tasks)[1:]))
 
     def task_problem(self, tasks: Array) -> str | None:
         """Checks tasks (n, D) that are in `task_space`. By default they must be among `all_tasks`, if it is set.

@@ -128,7 +128,7 @@ class Slots:
             all_tasks,
             env.observation_space,
             env.action_space,
-            env.metadata.get("render_fps", 30),
+            env.metadata.get("render_fps") or 30,
             frozenset(filter(env.has_wrapper_attr, OWN_METHODS)),
             bool(by_option) or env.has_wrapper_attr("set_task"),
         )
@@ -180,7 +180,13 @@ class Slots:
         """Renders one environment."""
         self.begin(row)
         with opengl_chosen():
-            return np.asarray(self.envs[row].render())
+            picture = np.asarray(self.envs[row].render())
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+            raise TypeError(
+                f"a picture has shape {picture.shape} and type {picture.dtype}, but must be (height, width, 3) of "
+                "uint8; check that render_mode is passed on"
+            )
+        return picture
 
     def close(self) -> None:
         """Closes all environments."""

@@ -57,8 +57,9 @@ class Worker:
             self.progress = _shared(memory.fileno())
             self.progress[1] = first
             files = theirs.fileno(), memory.fileno(), self._trace.fileno()
+            paths = [path or os.getcwd() for path in sys.path if isinstance(path, str)]  # as Python does
             command = (
-                f"import sys; sys.path[:] = {[path or os.getcwd() for path in sys.path]}; "
+                f"import sys; sys.path[:] = {paths}; "
                 f"from maml_rl.envs.workers import start; start({os.getpid()}, {first}, *{files})"
             )
             self.process = subprocess.Popen(

@@ -179,6 +179,8 @@ class TroubledEnv(gymnasium.Env):
         return np.array([self.x, self.steps]), -abs(self.x - self.task[0]), reached, False, info
 
     def render(self):
+        if self.trouble == "no picture":
+            return None
         return np.full((4, 6, 3), int(50 * self.task[0]), np.uint8)
 
 
@@ -430,6 +432,7 @@ class NewcomerEnv(gymnasium.Env):
     }
     tasks = {  # noqa: RUF012
         "discrete": gymnasium.spaces.Discrete(3, start=2),
+        "negative": gymnasium.spaces.Discrete(3, start=-1),
         "multi-discrete": gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 0]),
         "integers": gymnasium.spaces.Box(-1, 2, (1,), np.int64),
         "unbounded": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64),
@@ -454,9 +457,13 @@ class NewcomerEnv(gymnasium.Env):
 
 
 gymnasium.register("tests/Newcomer-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5)
-gymnasium.register(
-    "tests/Integers-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5, kwargs={"task": "integers"}
-)
+for _kind in ("integers", "negative"):
+    gymnasium.register(
+        f"tests/{_kind.title()}-v0",
+        entry_point="misbehaving:NewcomerEnv",
+        max_episode_steps=5,
+        kwargs={"task": _kind},
+    )
 gymnasium.register(
     "tests/Deaf-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5, kwargs={"listens": False}
 )

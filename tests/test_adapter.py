@@ -296,20 +296,20 @@ def test_slow_environments_that_come_back_are_waited_for():
         ("CartPole-v1", {}, "is not a task family"),
         ("tests/Troubled-v0", {"num_workers": -1}, "num_workers is -1, but must be at least 0"),
         ("tests/InScript-v0", {"num_workers": 1}, "move it into a module of its own"),
+        ("tests/ByName-v0", {"num_workers": 1}, "move it into a module of its own"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(env_id, kwargs, sentence, monkeypatch):
     in_script = type("InScript", (misbehaving.TroubledEnv,), {"__module__": "__main__"})
-    monkeypatch.setitem(
-        gymnasium.registry,
-        "tests/InScript-v0",
-        gymnasium.envs.registration.EnvSpec("tests/InScript-v0", in_script),
-    )
+    for name, entry_point in (("InScript", in_script), ("ByName", "__main__:InScript")):
+        spec = gymnasium.envs.registration.EnvSpec(f"tests/{name}-v0", entry_point)
+        monkeypatch.setitem(gymnasium.registry, spec.id, spec)
     with pytest.raises(ValueError, match=sentence):
         make_vec(env_id, 2, 5, **kwargs)
 
 
-def test_no_process_is_left():
+def test_no_process_is_left(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, Path()])  # Python itself ignores what is no string there
     env = make_vec("tests/Troubled-v0", 4, num_workers=2)
     processes = [worker.process for worker in env._workers]
     env.close()
@@ -501,6 +501,7 @@ def test_an_environment_that_ignores_its_task_is_named():
         check_family("tests/Deaf-v0")
     check_family("misbehaving:tests/Newcomer-v0")
     check_family("misbehaving:tests/Integers-v0")
+    check_family("misbehaving:tests/Negative-v0")
 
 
 def test_the_number_of_rounds_does_not_change_an_evaluation():

@@ -219,6 +219,9 @@ def test_tasks_that_are_not_listed_are_refused():
     )
     tests = env.sample_test_tasks(4, np.random.default_rng(0))
     np.testing.assert_array_equal(tests, env.all_tasks[[0, 1, 2, 0]])
+    pairs = [env.sample_test_tasks(2, np.random.default_rng(seed)) for seed in range(30)]
+    assert {tuple(task) for pair in pairs for task in pair} == set(map(tuple, env.all_tasks))
+    assert all((pair[0] != pair[1]).any() for pair in pairs)
     env.reset(options={"task": env.all_tasks})
     with pytest.raises(
         ValueError,

@@ -122,6 +122,15 @@ def test_render_films_an_adapted_environment(command, tmp_path):
     assert (tmp_path / "run/adaptation.mp4").exists()
 
 
+def test_render_of_an_environment_without_pictures_is_refused(command, tmp_path):
+    options = ("--iterations", "1", "--num-workers", "0", "--env-kwargs", "trouble", "no picture")
+    assert command(*TROUBLED, *options).returncode == 0
+    result = command("render", "run", "--trust")
+    assert result.returncode == 2
+    assert "cannot be rendered here: tests/Troubled-v0: environment 0 with task" in result.stderr
+    assert "a picture has shape () and type object, but must be (height, width, 3) of uint8" in result.stderr
+
+
 def test_render_notices_chance_that_seeds_do_not_reach(command, tmp_path):
     result = command(
         *TROUBLED, "--iterations", "1", "--num-workers", "0", "--env-kwargs", "trouble", "global chance"

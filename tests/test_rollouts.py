@@ -19,7 +19,7 @@ from maml_rl.policies import Normal, act, flatten
 from maml_rl.policies.ready_made import make_policy
 from maml_rl.sampling.advantages import with_advantages
 from maml_rl.sampling.families import import_family, make_env
-from maml_rl.sampling.spaces import action_map, task_inputs
+from maml_rl.sampling.spaces import action_map, encode, task_inputs
 from maml_rl.sampling.streams import TaskStreams
 
 
@@ -103,6 +103,8 @@ def test_actions_are_scaled_to_the_box_and_clipped():
     box = spaces.Box(np.array([-0.1, 2.0]), np.array([0.1, 6.0]), dtype=np.float64)
     np.testing.assert_allclose(action_map(box)(np.array([[0.5, 0.5], [9.0, -9.0]])), [[0.05, 5.0], [0.1, 2.0]])
     np.testing.assert_array_equal(action_map(spaces.Discrete(3, start=5))(np.array([0, 2])), [5, 7])
+    narrow = spaces.Box(np.float32([0.1, -7.3]), np.float32([0.3, 1.7]))  # middle and half are rounded
+    assert all(map(narrow.contains, action_map(narrow)(np.array([[-1, -1], [1, 1], [9, -9]], np.float32))))
     small = spaces.Box(-100, 100, (1,), np.int8)
     np.testing.assert_allclose(action_map(small)(np.array([[0.5], [-1.0]])), [[50], [-100]])
     torch.testing.assert_close(task_inputs(small, np.array([[100], [-50]])), torch.tensor([[1.0], [-0.5]]))
@@ -110,6 +112,12 @@ def test_actions_are_scaled_to_the_box_and_clipped():
     np.testing.assert_array_equal(action_map(unbounded)(np.array([[7.0]])), [[7.0]])
     half = spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 3.0]), dtype=np.float64)
     np.testing.assert_array_equal(action_map(half)(np.array([[-2.0, -2.0], [5.0, 5.0]])), [[0, -2], [5, 3]])
+
+
+def test_discrete_observations_outside_their_space_are_not_numbers():
+    encoded = encode(spaces.Discrete(3, start=2), np.array([1, 2, 4, 5]))
+    torch.testing.assert_close(encoded[1:3], torch.eye(3)[[0, 2]])
+    assert encoded[[0, 3]].isnan().all()
 
 
 def test_actions_of_an_integer_box_are_its_integers():

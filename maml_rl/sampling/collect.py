@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -251,7 +252,8 @@ def _require_finite(env: VectorFamily, tasks: Array, rollouts: Rollouts) -> None
     if bad:
         step, name, task = min(bad)  # the earliest one is the cause
         family = env.spec.id if env.spec else env.name
+        outside = ", or outside its space" if isinstance(env.single_observation_space, spaces.Discrete) else ""
         raise UserError(
-            f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite; fix the "
-            "environment, or keep tasks and actions in the range where it is stable."
+            f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite{outside}; fix "
+            "the environment, or keep tasks and actions in the range where it is stable."
         )

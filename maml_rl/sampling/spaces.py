@@ -13,11 +13,15 @@ Array = npt.NDArray[Any]
 
 
 def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
-    """Converts observations of N environments to float32, (N, O): one-hot if discrete, images flat in [0, 1]."""
+    """Converts observations of N environments to float32, (N, O): one-hot if discrete, images flat in [0, 1].
+
+    A discrete observation outside the space becomes NaN, which is refused like any other that is not finite.
+    """
     if isinstance(space, spaces.Discrete):
-        return torch.nn.functional.one_hot(
-            torch.from_numpy(observations - space.start).long(), int(space.n)
-        ).float()
+        index = torch.from_numpy(observations - space.start).long()
+        inside = (index >= 0) & (index < int(space.n))
+        numbers = torch.nn.functional.one_hot(index.where(inside, 0), int(space.n)).float()
+        return numbers if inside.all() else numbers.where(inside.unsqueeze(-1), torch.nan)
     numbers = torch.from_numpy(np.asarray(observations, np.float32)).flatten(1)
     image = space.dtype == np.uint8 and isinstance(space, spaces.Box) and (space.high == 255).all()
     return numbers / 255 if image else numbers
@@ -46,9 +50,11 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
     assert isinstance(space, spaces.Box)
     if space.is_bounded():
         middle, half = _middle_and_half(space)
+        low, high = space.low.astype(half.dtype), space.high.astype(half.dtype)
 
         def in_box(actions: Array) -> Array:
-            scaled: Array = middle + half * np.minimum(np.maximum(actions, -1.0), 1.0)
+            # Clipped at the bounds themselves: middle ± half may be rounded to a number outside them.
+            scaled: Array = np.minimum(np.maximum(middle + half * actions, low), high)
             return scaled
     else:
 
