@@ -13,7 +13,7 @@ CONFIG = Config(
     run_dir=Path("runs/half_cheetah_dir"),
     iterations=150,
     normalise_observations=True,
-    initial_std=0.5,
+    initial_std=0.3,
     inner_lr=0.05,
     max_kl=0.1,
 )
