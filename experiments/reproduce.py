@@ -205,7 +205,7 @@ for _family in WALKING:
     METHODS[_family]["oracle"] |= {"num_tasks": 20, "iterations": 600}
 METHODS["half_cheetah_dir"]["oracle"]["iterations"] = 600
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
-# Its noise was not tried again.
+# Not trained again with less noise at the start.
 METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
