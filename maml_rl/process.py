@@ -56,6 +56,8 @@ def prepare_process() -> None:
     * Pictures are drawn without a window, whatever MPLBACKEND says.
     * Messages of this package, for example the number of environments, go to standard error.
     """
+    global _last_interrupt
+    _last_interrupt = None  # an earlier command of this process may have been interrupted
     os.environ["MPLBACKEND"] = "agg"
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open until the end)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

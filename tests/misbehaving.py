@@ -435,6 +435,7 @@ class NewcomerEnv(gymnasium.Env):
         "negative": gymnasium.spaces.Discrete(3, start=-1),
         "multi-discrete": gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 0]),
         "integers": gymnasium.spaces.Box(-1, 2, (1,), np.int64),
+        "dict": gymnasium.spaces.Dict(gravity=gymnasium.spaces.Box(0.0, 1.0)),
         "unbounded": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64),
     }
 

@@ -291,6 +291,7 @@ def test_slow_environments_that_come_back_are_waited_for():
     ("env_id", "kwargs", "sentence"),
     [
         ("tests/NoTaskSpace-v0", {}, "has no task_space"),
+        ("tests/Newcomer-v0", {"task": "dict"}, "but must be a Box, Discrete, MultiDiscrete or MultiBinary"),
         ("tests/NoWay-v0", {}, "no way to set the environment's task"),
         ("Acrobot-v1", {}, "has no task_space"),
         ("CartPole-v1", {}, "is not a task family"),

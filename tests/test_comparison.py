@@ -216,6 +216,15 @@ def test_columns_are_inner_steps_whatever_the_order(tmp_path):
     assert tables[0][0].startswith("| method | seeds | 0 steps | 1 step | 2 steps | 3 steps |")
 
 
+def test_columns_of_rl2_alone_are_episodes(tmp_path):
+    rl2 = write_run(tmp_path / "rl2", np.linspace(-60, -20, 31), steps=30, **RL2)
+    table = comparison_table("maml_rl/Navigation2D-v0", by_method(load_runs([rl2])))
+    assert table.startswith("| method | seeds | 0 episodes | 1 episode | 2 episodes | 3 episodes |")
+    assert "published" not in table  # its columns are steps
+    maml = write_run(tmp_path / "maml", [-40, -11, -4, -3])
+    assert "published" in comparison_table("maml_rl/Navigation2D-v0", by_method(load_runs([rl2, maml])))
+
+
 @pytest.mark.parametrize("num_rollouts", [1, 20])
 def test_every_step_has_a_column(num_rollouts, tmp_path):
     runs = [

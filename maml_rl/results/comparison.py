@@ -236,28 +236,32 @@ def columns(methods: dict[str, Curves]) -> dict[str, Array]:
     In each column, methods have seen at most the same number of episodes of a task: that of the method with the
     most steps, or without one, of RL² with the most episodes.
     """
-    most = max(methods.values(), key=lambda c: (len(c.episodes) > 1 and not c.remembers, len(c.episodes)))
-    episodes = most.episodes[:4]
+    episodes = _longest(methods).episodes[:4]
     return {name: at_episodes(curves, episodes) for name, curves in methods.items()}
 
 
-def step_names(numbers: Iterable[int]) -> list[str]:
+def _longest(methods: dict[str, Curves]) -> Curves:
+    return max(methods.values(), key=lambda c: (len(c.episodes) > 1 and not c.remembers, len(c.episodes)))
+
+
+def step_names(numbers: Iterable[int], unit: str = "step") -> list[str]:
     """The heads of columns: 0 steps, 1 step, 2 steps."""
-    return [f"{k} step{'s' * (k != 1)}" for k in numbers]
+    return [f"{k} {unit}{'s' * (k != 1)}" for k in numbers]
 
 
 def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
     """Returns the rows of a table with the `columns`, its head first and then one per method.
 
     Args:
-        env_id: The family. If its results were published, they get a row.
+        env_id: The family. If its results were published, they get a row beside methods with steps.
         methods: As from `by_method`.
     """
     at = columns(methods)
     num_columns = len(next(iter(at.values())))
     means = {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
     scored = {"oracle", "random"} <= means.keys()
-    steps = step_names(range(num_columns))
+    in_episodes = _longest(methods).remembers
+    steps = step_names(range(num_columns), "episode" if in_episodes else "step")
     rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
     for name, curves in methods.items():
         middle, interval = curves.middle, curves.interval
@@ -267,7 +271,7 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
         if scored:
             scores = published.score(means[name], means["random"], means["oracle"][0])
             rows[-1].append(", ".join(f"{score:.3f}" for score in scores))
-    if env_id in published.RETURNS:
+    if env_id in published.RETURNS and not in_episodes:
         paper = {name: np.array(returns) for name, returns in published.RETURNS[env_id].items()}
         maml = paper["maml"][:num_columns]
         cells = ["MAML as published (means)", "", *(f"{x:.2f}" for x in maml), f"{maml[-1] - maml[0]:.2f}"]
