@@ -185,7 +185,7 @@ def test_families_command(command):
         (("train", "--num-rollouts", "many"), "many"),
         (("train", "--run-dir", "/proc/run"), "Cannot make the folder /proc/run"),
         (("evaluate", "nowhere"), "holds no run"),
-        (("evaluate", "run", "--num-tasks", "1", "--trust"), "eval_num_tasks is 1, but must be at least 2"),
+        (("evaluate", "run", "--num-tasks", "1", "--trust"), "error: num_tasks is 1, but must be at least 2"),
     ],
 )
 def test_bad_input_is_one_sentence(command, finished, tmp_path, arguments, sentence):
