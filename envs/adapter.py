@@ -79,9 +79,9 @@ class AdaptedVectorEnv(VectorFamily):
         self._spec_id = spec.id
         if num_workers < 0:
             raise ValueError(f"{self.name}: num_workers is {num_workers}, but must be at least 0.")
-        made_by = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
-        homes = [str(maker).partition(":")[0] if isinstance(maker, str) else maker.__module__ for maker in made_by]
-        if num_workers and "__main__" in homes:
+        makers = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
+        modules = [m.partition(":")[0] if isinstance(m, str) else getattr(m, "__module__", None) for m in makers]
+        if num_workers and "__main__" in modules:
             raise ValueError(
                 f"{self.name}: its class is defined in the script itself, where other processes cannot import it; "
                 "move it into a module of its own, or set num_workers to 0."
@@ -235,7 +235,8 @@ class AdaptedVectorEnv(VectorFamily):
     def snapshot(self, index: int) -> Array:
         """Renders one environment in its current state, (height, width, 3) uint8."""
         if not self._workers:
-            return np.asarray(self._answers("render", [(index,)])[0])
+            [picture] = self._answers("render", [(index,)])
+            return np.asarray(picture)
         number = int(np.searchsorted(self._bounds, index, side="right"))
         worker = self._workers[number]
         with self._interruptible():

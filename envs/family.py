@@ -64,17 +64,17 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
                 f"{self.name}: render_mode is {render_mode!r}, but must be None or one of "
                 f"{self.metadata['render_modes']}."
             )
+        space = self.task_space
+        if space.dtype is None or space.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{self.name}: task_space is {space}, but must be a Box, Discrete, MultiDiscrete or MultiBinary."
+            )
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
         self._resize(num_envs)
 
     def _resize(self, num_envs: int) -> None:
         """Sets everything that depends on the number of environments, as if the object were new."""
-        space = self.task_space
-        if space.dtype is None or space.dtype.kind not in "biuf":
-            raise ValueError(
-                f"{self.name}: task_space is {space}, but must be a Box, Discrete, MultiDiscrete or MultiBinary."
-            )
         self._set_size(num_envs)
         first = self.checked_tasks(self.sample_tasks(1, np.random.default_rng(0)), 1, "the result of sample_tasks")
         self.tasks = np.repeat(first, num_envs, axis=0)

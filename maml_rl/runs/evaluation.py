@@ -101,10 +101,10 @@ def evaluate_policy(
         UserError: If an option is out of range, or the two modules have different parameters.
     """
     first = new_policy(config, untrained)
-    different = [entry for entry in layout(policy) if entry not in layout(first)]
-    different += [entry for entry in layout(first) if entry not in layout(policy)]
-    if layout(policy) != layout(first):
-        named = ", ".join(sorted({name for name, *_ in different})) or "their order"
+    trained, before = layout(policy), layout(first)
+    if trained != before:
+        different = {entry[0] for entry in trained + before if entry not in trained or entry not in before}
+        named = ", ".join(sorted(different)) or "their order"
         raise UserError(
             f"The trained and the untrained policy differ in parameters ({named}); pass the options of the "
             "training, and for a policy of your own evaluate_policy(..., untrained=it)."
