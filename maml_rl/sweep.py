@@ -142,8 +142,13 @@ def run_all(plans: Sequence[Planned], jobs: int) -> list[Planned]:
     """Trains all runs that are not finished, some at once, and returns those that failed.
 
     If this process is interrupted, the runs write their checkpoints and end.
+
+    Raises:
+        UserError: If the folder of a run cannot be made. Then none is trained.
     """
     waiting = [plan for plan in plans if not is_finished(plan.config)]
+    for plan in waiting:
+        make_folder(plan.log.parent)
     with tqdm(total=len(plans), initial=len(plans) - len(waiting), unit="run") as progress:
         codes = asyncio.run(_run_all(waiting, jobs, progress.update))
     return [plan for plan, code in zip(waiting, codes, strict=True) if code]
@@ -157,7 +162,6 @@ async def _run_all(plans: Sequence[Planned], jobs: int, ended: Callable[[], obje
 
     async def one(plan: Planned) -> int:
         own_cores = await slots.get()
-        make_folder(plan.log.parent)
         with open(plan.log, "a") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "maml_rl", *plan.words),

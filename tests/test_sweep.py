@@ -98,6 +98,15 @@ def test_a_sweep_that_cannot_work_starts_nothing(words, sentence, command, tmp_p
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_sweep_that_cannot_make_its_folders_trains_nothing(command, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/inner-lr=0.5").write_text("mine")
+    result = command("sweep", "--run-dir", "sweep", "--seeds", "1", *SMALL, "--inner-lr", "0.1", "0.5")
+    assert result.returncode == 2
+    assert "Cannot make the folder sweep/inner-lr=0.5" in result.stderr
+    assert not any((tmp_path / "sweep/inner-lr=0.1").iterdir())
+
+
 def test_experiments_are_listed_by_name(command):
     listed = command("experiment").stdout
     assert "half_cheetah_vel        MAML with a learned step on half-cheetahs" in listed
