@@ -88,20 +88,22 @@ def records_of(folders: list[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def summary_table(root: Path = RESULTS) -> str:
-    """Markdown: MAML and the learned step beside their yardsticks after one step, means over tasks and seeds."""
-    head = ["untrained", "pre-training", "MAML", "learned step", "oracle"]
-    scores = ["score after 1, 2 steps: MAML", "learned step", "as published"]
+    """Markdown: MAML, learned step and RL² beside their yardsticks after one step, means over tasks and seeds."""
+    head = ["untrained", "pre-training", "MAML", "learned step", "RL²", "oracle"]
+    scores = ["score after 1, 2 steps: MAML", "learned step", "RL²", "as published"]
     rows = [["family", *head, *scores]]
     for family, base in BASES.items():
-        mean = {name: np.concatenate(curves.returns).mean(0) for name, curves in methods_of(family, root).items()}
+        curves = methods_of(family, root)
+        at = columns(curves) if curves else {}
+        mean = {name: np.concatenate(of.returns).mean(0)[at[name]] for name, of in curves.items()}
         if base.env_id in published.RETURNS and mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
             learned = next((name for name in LEARNED if name in mean), "")
-            shown = ("random", "pretrain", "maml", learned, "oracle")
-            after = [f"{mean[name][min(1, len(mean[name]) - 1)]:.1f}" if name in mean else "" for name in shown]
+            shown = ("random", "pretrain", "maml", learned, "rl2", "oracle")
+            after = [f"{mean[name][1]:.1f}" if name in mean else "" for name in shown]
             paper = {name: np.array(returns) for name, returns in published.RETURNS[base.env_id].items()}
             cells = [
                 score_cell(of[name], of["random"], of["oracle"]) if name in of else ""
-                for of, name in ((mean, "maml"), (mean, learned), (paper, "maml"))
+                for of, name in ((mean, "maml"), (mean, learned), (mean, "rl2"), (paper, "maml"))
             ]
             rows.append([f"`{base.env_id.removeprefix('maml_rl/')}`", *after, *cells])
     return as_markdown(rows)
@@ -154,7 +156,7 @@ def overview_figure(scores: dict[str, dict[str, float]]) -> Figure:
 
 def score_cell(method: np.ndarray, random: np.ndarray, oracle: np.ndarray) -> str:
     """The scores after one and two steps."""
-    scores = published.score(method, random[: len(method)], oracle[0])
+    scores = published.score(method, random, oracle[0])
     return f"{scores[1]:.2f}, {scores[2]:.2f}"
 
 
