@@ -212,7 +212,6 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
     "iterations": 250,
 }
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
-METHODS["ant_vel"]["rl2"]["iterations"] = 300
 # Not trained again with less noise at the start.
 METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
 # Not tried with normalised observations.
