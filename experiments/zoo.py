@@ -17,8 +17,8 @@ from maml_rl.results.comparison import label
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import load_config
 
-# The best method of each family, by its returns after one step, and the seed. RL² has more than 100 kB. With lvc, the
-# learned step of half_cheetah_dir has more after one step, and far less after two.
+# The best method of each family, by its returns after one step, and the seed. RL² has more than 100 kB. With
+# lvc, the learned step of half_cheetah_dir has more after one step, and far less after two.
 CHOSEN = {
     "navigation_2d": ("learned_step", 1),
     "sparse_navigation_2d": ("promp", 3),
