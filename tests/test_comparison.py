@@ -61,6 +61,11 @@ def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, random=-80.0, **op
         ({"learn_lr": "parameter"}, "meta-sgd"),
         ({"adapt_only": "head"}, "anil"),
         ({"adapt_only": "context", "context_size": 2}, "cavia"),
+        ({"learn_lr": "task"}, "maml + learned step"),
+        (
+            {"adapt_only": "context", "context_size": 2, "learn_lr": "task", "estimator": "lvc"},
+            "cavia + learned step + lvc",
+        ),
         ({"num_steps": 0}, "pretrain"),
         ({"num_steps": 0, "observe_task": True}, "oracle"),
         (RL2, "rl2"),

@@ -59,11 +59,11 @@ class MAML:
             "fomaml": config.first_order,
             "e-maml": config.e_maml > 0,
             "meta-sgd": config.learn_lr == "parameter",
-            "maml + learned step": config.learn_lr == "task",
             "anil": config.adapt_only == "head",
             "cavia": config.adapt_only == "context",
         }
         found = [name for name, applies in names.items() if applies] or ["maml"]
+        found += ["learned step"] * (config.learn_lr == "task")
         found += ["learned advantage"] * (config.inner_advantage == "learned")
         if "promp" not in found:
             found += [config.estimator] * (config.estimator != "vpg")
