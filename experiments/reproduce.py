@@ -214,6 +214,8 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
 # Not trained again with less noise at the start.
 METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
+# Still improved after 400 iterations.
+METHODS["ant_vel"]["rl2"]["iterations"] = 800
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
 # Without normalised observations, PPO trains them in fewer steps.
