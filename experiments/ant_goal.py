@@ -11,10 +11,11 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/AntGoal-v0",
     run_dir=Path("runs/ant_goal"),
-    iterations=150,
+    iterations=300,
     num_tasks=10,
+    normalise_observations=True,
     initial_std=0.15,
-    inner_lr=0.02,
+    inner_lr=0.05,
     max_kl=0.1,
 )
 
