@@ -212,6 +212,15 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
     "iterations": 250,
 }
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
+# A few extra inputs are adapted instead of all parameters.
+for _family in ("half_cheetah_dir", "ant_dir", "ant_vel"):
+    METHODS[_family]["cavia"] = {
+        **METHODS["half_cheetah_dir"]["learned_step_lvc"],
+        "adapt_only": "context",
+        "context_size": 8,
+        "inner_lr": 10.0,
+        "iterations": 250 if _family == "half_cheetah_dir" else 300,
+    }
 # Not trained again with less noise at the start.
 METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
 # Still improved after 400 iterations.
