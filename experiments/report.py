@@ -41,6 +41,7 @@ from maml_rl.results.comparison import (
     family_name,
     label,
     load_runs,
+    means_in_columns,
     step_names,
 )
 from maml_rl.results.plots import rollouts_figure, write_figure
@@ -94,8 +95,7 @@ def summary_table(root: Path = RESULTS) -> str:
     rows = [["family", *head, *scores]]
     for family, base in BASES.items():
         curves = methods_of(family, root)
-        at = columns(curves) if curves else {}
-        mean = {name: np.concatenate(of.returns).mean(0)[at[name]] for name, of in curves.items()}
+        mean = means_in_columns(curves) if curves else {}
         if base.env_id in published.RETURNS and mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
             learned = next((name for name in LEARNED if name in mean), "")
             shown = ("random", "pretrain", "maml", learned, "rl2", "oracle")
@@ -117,18 +117,19 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
     found = {}
     for family, base in BASES.items():
         curves = methods_of(family, root)
-        mean = {name: np.concatenate(of.returns).mean(0) for name, of in curves.items()}
+        mean = means_in_columns(curves) if curves else {}
         if family == "tabular_mdp" and mean:
             mean["oracle"] = np.array([short_baselines.optimum()])
         if not mean.keys() > {"random", "oracle"}:
             continue
         paper = published.RETURNS.get(base.env_id, {})
         mean |= {f"{name} as published": np.array(returns) for name, returns in paper.items() if name == "maml"}
-        found[family], at = {}, columns(curves)
+        found[family] = {}
         for name in [name for name in mean if name not in ("random", "oracle")]:  # 0 and 1 by definition
             theirs = {key: np.array(of) for key, of in paper.items()} if name.endswith("published") else mean
-            after = after_one_step(mean[name][at[name]] if name in at else mean[name])
-            score = published.score(after, after_one_step(theirs["random"]), theirs["oracle"][0])
+            score = published.score(
+                after_one_step(mean[name]), after_one_step(theirs["random"]), theirs["oracle"][0]
+            )
             found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score))
     return found
 
@@ -182,13 +183,12 @@ def oracles_table(root: Path = RESULTS) -> str:
 
 def means_table(methods: dict[str, Curves]) -> str:
     """Markdown: means over all tasks, and those of each seed after one step, or before if no method adapts."""
-    at = columns(methods)
+    at, mean = columns(methods), means_in_columns(methods)
     steps = step_names(range(len(next(iter(at.values())))))
     rows = [["mean over tasks", *steps, f"{after_one_step(steps)}, seed by seed"]]
     for name, curves in methods.items():
-        mean = np.concatenate(curves.returns).mean(0)[at[name]]
         seeds = [f"{after_one_step(of_seed.mean(0)[at[name]]):.2f}" for of_seed in curves.returns]
-        rows.append([name, *(f"{x:.2f}" for x in mean), ", ".join(seeds)])
+        rows.append([name, *(f"{x:.2f}" for x in mean[name]), ", ".join(seeds)])
     return as_markdown(rows)
 
 

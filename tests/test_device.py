@@ -15,6 +15,7 @@ from maml_rl.maml import objective as objectives
 from maml_rl.maml.inner import ESTIMATORS, adapt
 from maml_rl.maml.step_sizes import prepare
 from maml_rl.policies import flatten
+from maml_rl.policies.batched import as_made
 from maml_rl.runs.folder import load_run
 from maml_rl.sampling.actors import TaskPolicies
 from maml_rl.sampling.advantages import with_advantages
@@ -36,9 +37,13 @@ def on_device(x):
 
 @pytest.mark.parametrize("learn_lr", ["no", "one", "layer", "parameter", "task"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("context_size", [0, 2], ids=["written out", "differentiated"])
-def test_nothing_of_the_learner_is_made_on_the_cpu(kind, context_size, estimator, learn_lr):
+@pytest.mark.parametrize("context_size", [0, 2], ids=["", "context"])
+@pytest.mark.parametrize("written_out", [True, False], ids=["written out", "differentiated"])
+def test_nothing_of_the_learner_is_made_on_the_cpu(kind, written_out, context_size, estimator, learn_lr):
     policy, _ = make_policy(kind, context_size=context_size)
+    if not written_out:
+        policy.body[0].register_forward_pre_hook(lambda module, inputs: None)
+    assert as_made(policy) == written_out
     log_std_lr = 0.1 if kind == "normal" else None
     advantage = "learned" if learn_lr == "task" else "gae"
     config = Config(learn_lr=learn_lr, inner_advantage=advantage, log_std_lr=log_std_lr, estimator=estimator,

@@ -6,10 +6,11 @@ from conftest import A, O, random_examples, random_rollouts
 from torch.utils._pytree import tree_leaves, tree_map
 
 from maml_rl.config import Config
-from maml_rl.maml import linearise, mlp
+from maml_rl.maml import linearise
 from maml_rl.maml.inner import adapt
 from maml_rl.maml.step_sizes import prepare
 from maml_rl.policies import MLP, CategoricalHead, GaussianHead, flatten, initialise, unflatten
+from maml_rl.policies.batched import as_made
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 
@@ -19,15 +20,15 @@ class Differentiated(MLP):
 
 
 def policies(kind, hidden_sizes, config):
-    width = hidden_sizes[-1] if hidden_sizes else O
+    width = hidden_sizes[-1] if hidden_sizes else O + config.context_size
     made = []
     for kind_of_policy in (MLP, Differentiated):
         head = GaussianHead(width, A, 0.7) if kind == "normal" else CategoricalHead(width, A)
-        policy = kind_of_policy(O, hidden_sizes, head, activation=ACTIVATIONS[config.activation])
+        policy = kind_of_policy(O, hidden_sizes, head, config.context_size, ACTIVATIONS[config.activation])
         initialise(policy, torch.Generator().manual_seed(0))
         prepare(policy, config, O, A)
         made.append(policy)
-    assert [mlp.covers(policy) for policy in made] == [True, False]
+    assert [as_made(policy) for policy in made] == [True, False]
     return made
 
 
@@ -77,6 +78,18 @@ def test_relu_layers(kind, hidden_sizes, options, data):
     compare(kind, hidden_sizes, 2, data, activation="relu", **options)
 
 
+@pytest.mark.parametrize("hidden_sizes", [(), (5, 4)], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("data", [random_rollouts, random_examples])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"adapt_only": "context", "learn_lr": "task"}, {"first_order": True}, {"estimator": "lvc"}],
+    ids=str,
+)
+def test_context(kind, hidden_sizes, activation, data, options):
+    compare(kind, hidden_sizes, 2, data, activation=activation, context_size=3, **options)
+
+
 def test_examples_and_tanh(kind):
     compare(kind, (5, 4), 2, random_examples)
 
@@ -109,18 +122,17 @@ def test_a_standard_deviation_at_its_bound_does_not_move():
 
 def test_a_policy_that_was_changed_is_not_covered():
     policy = MLP(O, (5, 4), GaussianHead(4, A, 0.7))
-    assert mlp.covers(policy)
+    assert as_made(policy)
     policy.body[1] = torch.nn.ReLU()
-    assert not mlp.covers(policy)
+    assert not as_made(policy)
     policy.body[1] = torch.nn.Tanh()
-    assert mlp.covers(policy)
+    assert as_made(policy)
     hook = policy.body[0].register_forward_pre_hook(lambda module, inputs: None)
-    assert not mlp.covers(policy)
+    assert not as_made(policy)
     hook.remove()
     policy.scale_weight = torch.nn.Parameter(torch.ones(1))
-    assert not mlp.covers(policy)
-    assert not mlp.covers(MLP(O, (5, 4), GaussianHead(4, A, 0.7), context_size=1))
-    assert not mlp.covers(MLP(O, (4,), torch.nn.Linear(4, A)))
+    assert not as_made(policy)
+    assert not as_made(MLP(O, (4,), torch.nn.Linear(4, A)))
 
 
 def compare(kind, hidden_sizes, num_steps, data=random_rollouts, **options):

@@ -15,6 +15,7 @@ from torch.func import vmap
 
 from ..config import Config
 from ..policies import Distribution
+from ..policies.batched import as_made
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks, rows_of
 from . import mlp
@@ -59,7 +60,7 @@ def adapt_tasks(
     policy: nn.Module, thetas: Tensor, support: Rollouts, config: Config, lr_factor: float = 1.0
 ) -> Tensor:
     """Adapts the parameters of m tasks, (m, P), without derivatives. The arguments are those of `adapt`."""
-    if mlp.covers(policy):
+    if as_made(policy):
         with torch.enable_grad():  # whatever the caller has set
             return mlp.inner_step(policy, thetas, support, config, lr_factor)[0]
     adapted, _ = vmap(partial(adapt, policy, config=config, lr_factor=lr_factor))(thetas, support)
@@ -78,7 +79,7 @@ def linearise(
         query: The rollouts of the adapted policies, (m, K, H, ...).
         config: The inner step's options are used.
     """
-    if mlp.covers(policy):
+    if as_made(policy):
         return Linearised(query, *mlp.linearise(policy, theta, supports, query, config))
 
     _say_slower(type(policy).__qualname__)
@@ -114,7 +115,7 @@ def outer_objective(
             outputs = linearise(policy, theta, supports, query, config).outputs
         return surrogates(outputs, query), vmap(mean_kl)(outputs, query)
 
-    automatic = config.e_maml or not mlp.covers(policy)
+    automatic = config.e_maml or not as_made(policy)
     figures = over_tasks(partial(outer_loss, config=config)) if automatic else written_out
     data = (supports, query, credits_if_used(query, config))
     loss, kl = means(figures, policy, theta, data, config)

@@ -17,16 +17,13 @@ from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import Categorical, Distribution
-from ..policies.batched import as_made, has_relu, tanh
+from ..policies.batched import has_relu, tanh
 from ..policies.networks import normal
-from ..policies.parameters import ADVANTAGE_NETWORK, LOG_STD, unflatten
 from ..sampling.rollouts import Rollouts
 from .inner import example_loss, inner_update, loss_of
+from .layers import Layers, add_context_vjp, split, split_jvp, split_vjp
 from .objective import jacobian_products
 from .step_sizes import all_alike
-
-# Weight (m, out, in) and bias (m, out) of each linear layer of m tasks, or their tangents or cotangents.
-Layers = list[tuple[Tensor, Tensor]]
 
 
 class ForwardPass(NamedTuple):
@@ -47,18 +44,13 @@ class ForwardPass(NamedTuple):
     relu: bool
 
 
-def covers(policy: nn.Module) -> bool:
-    """Whether a policy is a ready-made MLP without context inputs, which this module can differentiate."""
-    return as_made(policy) and policy.context is None
-
-
 def linearise(
     policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
 ) -> tuple[Distribution, Callable[[Tensor], Distribution], Callable[[Distribution], Tensor]]:
     """Evaluates the adapted policies of m tasks, and prepares products with their Jacobian J in θ.
 
     Args:
-        policy: A policy that is covered.
+        policy: A ready-made MLP, for which `as_made` is true.
         theta: θ, (P,).
         supports: For each of S inner steps, the tasks' rollouts (m, K, H, ...) with advantages.
         query: The rollouts of the adapted policies, (m, K, H, ...).
@@ -82,7 +74,7 @@ def linearise(
         tangents = tangent.expand(num_tasks, -1)
         for step_jvp, _ in steps:
             tangents = step_jvp(tangents)
-        layers_dot, log_std_dot, _ = split(policy, tangents)
+        layers_dot, log_std_dot, _ = split_jvp(policy, thetas, tangents)
         output_dot, _ = layers_jvp(at_query, layers_dot)
         outputs_dot: Distribution = head_jvp(output_dot, *log_std_dot)
         return outputs_dot
@@ -90,7 +82,8 @@ def linearise(
     def vjp(cotangent: Distribution) -> Tensor:
         output_bar, *log_std_bar = head_vjp(cotangent)
         network_bar = [torch.zeros_like(x) for x in network]  # only inner losses depend on it
-        cotangents = join(policy, layers_vjp(at_query, output_bar)[0], [*log_std_bar, *network_bar])
+        layers_bar = layers_vjp(at_query, output_bar)[0]
+        cotangents = split_vjp(policy, thetas, layers_bar, [*log_std_bar, *network_bar])
         for _, step_vjp in reversed(steps):
             cotangents = step_vjp(cotangents)
         return cotangents.sum(0, dtype=torch.float64)
@@ -116,7 +109,7 @@ def inner_step(
     slopes = torch.autograd.grad(total, at, create_graph=not config.first_order)
     output_bar, *others_bar = [slope.detach() for slope in slopes]
     layers_bar, outputs_bar, features_bar = layers_vjp(at_support, output_bar)
-    gradient = join(policy, layers_bar, others_bar)
+    gradient = split_vjp(policy, thetas, layers_bar, others_bar)
 
     @cache  # collecting needs no products
     def curvature() -> SecondOrder:
@@ -125,11 +118,14 @@ def inner_step(
     def hvp(tangents: Tensor) -> Tensor:
         if config.first_order:
             return torch.zeros_like(tangents)
-        layers_dot, log_std_dot, network_dot = split(policy, tangents)
+        layers_dot, log_std_dot, network_dot = split_jvp(policy, thetas, tangents)
         output_dot, features_dot = layers_jvp(at_support, layers_dot)
         tangents_at = [output_dot, *log_std_dot, *network_dot][: len(at)]
         first, *rest = torch.autograd.grad(slopes, at, tangents_at, retain_graph=True)
-        return join(policy, layers_vjp_jvp(at_support, curvature(), layers_dot, features_dot, first), rest)
+        layers_bar_dot = layers_vjp_jvp(at_support, curvature(), layers_dot, features_dot, first)
+        bar_dot = split_vjp(policy, thetas, layers_bar_dot, rest)
+        add_context_vjp(policy, tangents, layers_bar, bar_dot)  # W_c c has a second derivative
+        return bar_dot
 
     if all_alike(config):
 
@@ -173,35 +169,6 @@ def inner_losses(
 def distribution(output: Tensor, *log_std: Tensor) -> Distribution:
     """The distribution that the head makes of the output (..., N, A), and of log σ (..., A) if it has one."""
     return normal(output, *log_std) if log_std else Categorical(output)
-
-
-def split(policy: nn.Module, thetas: Tensor) -> tuple[Layers, list[Tensor], list[Tensor]]:
-    """Views of parameters (m, P) as layers, and log σ and the network of learned advantages if there are any."""
-    parameters = unflatten(policy, thetas)
-    layers = [
-        (parameter, parameters[name.removesuffix("weight") + "bias"])
-        for name, parameter in parameters.items()
-        if name.endswith("weight")
-    ]
-    log_std, network = ([parameters[name]] if name in parameters else [] for name in (LOG_STD, ADVANTAGE_NETWORK))
-    return layers, log_std, network
-
-
-def join(policy: nn.Module, layers: Layers, others: list[Tensor]) -> Tensor:
-    """The inverse of `split`, (m, P). Parameters that are none of these get 0."""
-    flat = iter([x.flatten(1) for pair in layers for x in pair])
-    names = [name for name, _ in policy.named_parameters()]
-    present = [name for name in (LOG_STD, ADVANTAGE_NETWORK) if name in names]
-    of_others = dict(zip(present, others, strict=False))
-    parts = []
-    for name, parameter in policy.named_parameters():
-        if name in of_others:
-            parts.append(of_others[name])
-        elif name.endswith(("weight", "bias")):
-            parts.append(next(flat))
-        else:
-            parts.append(layers[0][0].new_zeros(len(layers[0][0]), parameter.numel()))
-    return torch.cat(parts, dim=1)
 
 
 def forward(layers: Layers, observations: Tensor, relu: bool = False) -> ForwardPass:

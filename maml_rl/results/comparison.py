@@ -240,6 +240,12 @@ def columns(methods: dict[str, Curves]) -> dict[str, Array]:
     return {name: at_episodes(curves, episodes) for name, curves in methods.items()}
 
 
+def means_in_columns(methods: dict[str, Curves]) -> dict[str, Array]:
+    """Returns each method's mean over all tasks and seeds in the `columns`, (up to 4,)."""
+    at = columns(methods)
+    return {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
+
+
 def _longest(methods: dict[str, Curves]) -> Curves:
     return max(methods.values(), key=lambda c: (len(c.episodes) > 1 and not c.remembers, len(c.episodes)))
 
@@ -258,7 +264,7 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
     """
     at = columns(methods)
     num_columns = len(next(iter(at.values())))
-    means = {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
+    means = means_in_columns(methods)
     scored = {"oracle", "random"} <= means.keys()
     in_episodes = _longest(methods).remembers
     steps = step_names(range(num_columns), "episode" if in_episodes else "step")
