@@ -220,12 +220,12 @@ METHODS["half_cheetah_dir"]["cavia"] = {
     "context_size": 8,
     "inner_lr": 10.0,
     "num_rollouts": 10,
-    "iterations": 600,
+    "iterations": 500,
 }
 # Not trained again with less noise at the start.
 METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
 # Still improved after 400 iterations.
-METHODS["ant_vel"]["rl2"]["iterations"] = 650
+METHODS["ant_vel"]["rl2"]["iterations"] = 800
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
 # Without normalised observations, PPO trains it in fewer steps.
