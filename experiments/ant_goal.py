@@ -11,11 +11,10 @@ from maml_rl.cli import run_experiment
 CONFIG = Config(
     env_id="maml_rl/AntGoal-v0",
     run_dir=Path("runs/ant_goal"),
-    iterations=300,
+    iterations=150,
     num_tasks=10,
-    normalise_observations=True,
     initial_std=0.15,
-    inner_lr=0.05,
+    inner_lr=0.02,
     max_kl=0.1,
 )
 

@@ -228,7 +228,8 @@ METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
 METHODS["ant_vel"]["rl2"]["iterations"] = 800
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
-# Without normalised observations, PPO trains it in fewer steps.
+# Without normalised observations, PPO trains them in fewer steps.
+METHODS["ant_goal"]["oracle"] |= {**PPO, "num_rollouts": 5}
 METHODS["humanoid_dir"]["oracle"] |= {**PPO, "num_rollouts": 5, "iterations": 400}
 # One episode of ten pulls, for which the paper has figures too.
 METHODS["bernoulli_bandit"]["rl2_once"] = {
