@@ -212,8 +212,20 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
     "iterations": 250,
 }
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
+# With a few extra inputs that adapt instead of all parameters, half as many rollouts do. What counts is the number
+# of outer steps.
+METHODS["half_cheetah_dir"]["cavia"] = {
+    **METHODS["half_cheetah_dir"]["learned_step_lvc"],
+    "adapt_only": "context",
+    "context_size": 8,
+    "inner_lr": 10.0,
+    "num_rollouts": 10,
+    "iterations": 500,
+}
 # Not trained again with less noise at the start.
 METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
+# Still improved after 400 iterations.
+METHODS["ant_vel"]["rl2"]["iterations"] = 800
 # Not tried with normalised observations.
 METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
 # Without normalised observations, PPO trains them in fewer steps.
