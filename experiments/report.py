@@ -66,7 +66,7 @@ _COUNTED = ("iterations", "seconds")
 _FEW_SHOT_STEPS = (0, 1, 3, 5, 10)
 # Nothing moves in bandits and tables, and pictures of carts and pendulums need pygame.
 WITHOUT_PICTURE = [*SHORT, "cart_pole_params", "pendulum_params"]
-LEARNED = ("maml + learned step + lvc", "maml + learned step")  # as `label` calls it; the first that a family has
+LEARNED = ("cavia + learned step + lvc", "maml + learned step")  # as `label` calls it; the first that a family has
 
 
 def runs_of(family: str, root: Path = RESULTS) -> list[Path]:

@@ -81,7 +81,7 @@ def views(policy: nn.Module, thetas: Tensor) -> tuple[Layers, list[Tensor], list
         if name.endswith("weight")
     ]
     if policy.context is not None:
-        size = layers[0][0].shape[-1] - policy.context.numel()
+        size = layers[0][0].shape[-1] - parameters["context"].shape[-1]
         layers[0] = layers[0][0][..., :size], layers[0][1]
     log_std, network = ([parameters[name]] if name in parameters else [] for name in (LOG_STD, ADVANTAGE_NETWORK))
     return layers, log_std, network
