@@ -98,6 +98,13 @@ def test_learning_figure_has_t_intervals_and_ends_with_the_shortest_seed():
     assert (heights.min(), heights.max()) == (pytest.approx(low), pytest.approx(high))
 
 
+def test_two_seeds_have_no_interval_in_the_learning_figure():
+    steps = np.arange(5.0)
+    assert (
+        not learning_figure("x", {"maml": [(steps, steps, steps), (steps, steps, steps + 1)]}).axes[0].collections
+    )
+
+
 def test_long_curves_are_averaged():
     steps = np.arange(1000.0)
     (line,) = learning_figure("x", {"maml": [(steps, steps, steps)]}).axes[0].lines

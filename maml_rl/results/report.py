@@ -115,7 +115,8 @@ def learning_curve(folder: Path) -> tuple[Array, Array, Array]:
 def learning_figure(title: str, curves: dict[str, list[tuple[Array, Array, Array]]]) -> Figure:
     """Draws the mean return after adaptation over seeds against environment steps, and the one before it dotted.
 
-    With several seeds, the bands are 95% t-intervals of the mean. Curves are cut at the shortest seed's end, and
+    With three seeds or more, the bands are 95% t-intervals of the mean. Those of two seeds, 13 standard errors to
+    each side, would hide the other curves. Curves are cut at the shortest seed's end, and
     long ones are averaged over neighbouring iterations.
 
     Args:
@@ -138,7 +139,7 @@ def learning_figure(title: str, curves: dict[str, list[tuple[Array, Array, Array
         axes.plot(x, after.mean(0), style, color=colour, label=method)
         if (before != after).any():
             axes.plot(x, before.mean(0), ":", color=colour, linewidth=1)
-        if len(seeds) > 1:
+        if len(seeds) > 2:
             half = stdtrit(len(seeds) - 1, 0.975) * after.std(0, ddof=1) / np.sqrt(len(seeds))
             axes.fill_between(x, after.mean(0) - half, after.mean(0) + half, color=colour, alpha=0.15)
     axes.grid(alpha=0.3)
