@@ -212,8 +212,8 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
     "iterations": 250,
 }
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
-# With a few extra inputs that adapt instead of all parameters, half as many rollouts do. What counts is the number
-# of outer steps.
+# With a few extra inputs that adapt instead of all parameters, half as many rollouts do as well
+# in an outer step.
 METHODS["half_cheetah_dir"]["cavia"] = {
     **METHODS["half_cheetah_dir"]["learned_step_lvc"],
     "adapt_only": "context",

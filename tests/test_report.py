@@ -100,9 +100,8 @@ def test_learning_figure_has_t_intervals_and_ends_with_the_shortest_seed():
 
 def test_two_seeds_have_no_interval_in_the_learning_figure():
     steps = np.arange(5.0)
-    assert (
-        not learning_figure("x", {"maml": [(steps, steps, steps), (steps, steps, steps + 1)]}).axes[0].collections
-    )
+    curves = {"maml": [(steps, steps, steps), (steps, steps, steps + 1)]}
+    assert not learning_figure("x", curves).axes[0].collections
 
 
 def test_long_curves_are_averaged():

@@ -1,8 +1,6 @@
 """The parameters of a ready-made MLP as layers, (m, P) for m tasks, and back. `mlp` differentiates the layers."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_STD, unflatten
 
@@ -33,22 +31,12 @@ def split_jvp(policy: nn.Module, thetas: Tensor, tangents: Tensor) -> tuple[Laye
 
 def split_vjp(policy: nn.Module, thetas: Tensor, layers_bar: Layers, others_bar: list[Tensor]) -> Tensor:
     """The cotangent of the parameters, (m, P), for those of `split`. It is 0 for what `split` does not return."""
-    flat = iter([x for pair in layers_bar for x in pair])
-    names = [name for name, _ in policy.named_parameters()]
-    present = [name for name in (LOG_STD, ADVANTAGE_NETWORK) if name in names]
-    of_others = dict(zip(present, others_bar, strict=False))
-    parts = []
-    for name, parameter in policy.named_parameters():
-        if name in of_others:
-            parts.append(of_others[name])
-        elif name.endswith("weight"):
-            weight_bar = next(flat)
-            parts.append(pad(weight_bar, (0, parameter.shape[-1] - weight_bar.shape[-1])).flatten(1))
-        elif name.endswith("bias"):
-            parts.append(next(flat))
-        else:
-            parts.append(thetas.new_zeros(len(thetas), parameter.numel()))
-    thetas_bar = torch.cat(parts, dim=1)
+    thetas_bar = thetas.new_zeros(thetas.shape)
+    layers, log_std, network = views(policy, thetas_bar)
+    places = [*(x for pair in layers for x in pair), *log_std, *network]
+    bars = [*(x for pair in layers_bar for x in pair), *others_bar]
+    for place, bar in zip(places, bars, strict=False):  # an inner loss may depend on the layers alone
+        place.copy_(bar)
     add_context_vjp(policy, thetas, layers_bar, thetas_bar)
     return thetas_bar
 
