@@ -48,11 +48,11 @@ class SupervisedFamily(TaskVectorEnv):
 
         Args:
             tasks: (M, D).
-            num_examples: The number of examples K of a task.
+            num_examples: The number of examples N of a task: K for the support set, and then K for the query set.
             rng: The only source of randomness.
 
         Returns:
-            Inputs (M, K, ...), and targets (M, K, A), or (M, K) if discrete.
+            Inputs (M, N, ...), and targets (M, N, A), or (M, N) if discrete.
         """
         noise = rng.random((len(tasks) * num_examples, self.initial_noise))
         inputs, targets = self.example(np.repeat(tasks, num_examples, axis=0), noise)

@@ -1,4 +1,4 @@
-"""Puts the best committed runs into the package's zoo: `python experiments/zoo.py`.
+"""Puts the best committed runs into the package's zoo: `python experiments/zoo.py --families ant_vel`.
 
 Copies config.json and checkpoint.pt of each run, and writes its card from evaluation.json and training.json.
 """
@@ -6,7 +6,7 @@ Copies config.json and checkpoint.pt of each run, and writes its card from evalu
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import report
 import tyro
@@ -56,14 +56,20 @@ def card(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(root: Path = Path("runs/reproduce"), zoo_folder: Path = report.ZOO) -> None:
+def main(
+    families: tuple[Literal[*CHOSEN], ...] = tuple(CHOSEN),
+    root: Path = Path("runs/reproduce"),
+    zoo_folder: Path = report.ZOO,
+) -> None:
     """Copies the runs and writes their cards.
 
     Args:
+        families: Which families.
         root: The folder that reproduce.py trained into, for checkpoints that are not committed.
         zoo_folder: Where to write.
     """
-    for family, (method, seed) in CHOSEN.items():
+    for family in families:
+        method, seed = CHOSEN[family]
         source = report.RESULTS / family / method / f"seed{seed}"
         target = zoo_folder / family
         target.mkdir(exist_ok=True)

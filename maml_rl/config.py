@@ -92,8 +92,8 @@ class Config:
     """Function of the hidden layers."""
     network: Literal["conv4"] | None = _method(None)
     """For images, `conv4` is the network of few-shot classification, with as many filters as the last of
-    `hidden_sizes`. By default an MLP, or a small CNN for images. Those of
-    single environments are flattened."""
+    `hidden_sizes`. By default, images of batched families get a small CNN, and everything else an MLP.
+    Images of single environments are flattened."""
     initial_std: float = _method(1.0, above=0)
     """Standard deviation of the Gaussian policy before training, in units of half the action range."""
     observe_task: bool = _method(False)
