@@ -31,6 +31,20 @@ def in_words(thing: Array | spaces.Space[Any]) -> str:
     return np.array2string(thing, precision=4, threshold=12) if isinstance(thing, np.ndarray) else str(thing)
 
 
+def converted(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Converts numbers to a type of the same or a more general kind, as floats are for integers.
+
+    Raises:
+        TypeError: If the type is of a less general kind, or cannot hold one of the integers.
+    """
+    integers = values.dtype.kind in "iu" and dtype.kind in "iu"
+    if integers or np.can_cast(values.dtype, dtype, "same_kind"):
+        result = values.astype(dtype, copy=False)
+        if not integers or (result == values).all():
+            return result
+    raise TypeError(f"{in_words(values)} are not {dtype} numbers")
+
+
 class VectorFamily(VectorEnv[Any, Any, Any]):
     """N environments of one task family. The learner uses only this interface.
 
@@ -173,7 +187,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         """
         space = self.task_space
         try:
-            checked = np.asarray(tasks).astype(space.dtype, casting="same_kind")
+            checked = converted(np.asarray(tasks), np.dtype(space.dtype))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{self.name}: {source} is not an array of {space.dtype} numbers; it must be an array of tasks of "

@@ -1,5 +1,6 @@
 """Single environments stepped one after the other, and what the first of them says of its family."""
 
+import contextlib
 import inspect
 import logging
 import os
@@ -13,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import FlattenObservation
 
-from .family import Array, Bools
+from .family import Array, Bools, converted, in_words
 from .opengl import opengl_chosen
 
 Env = gymnasium.Env[Any, Any]
@@ -211,12 +212,13 @@ def close(env: Env) -> None:
 def _checked(observation: Any, observations: Array) -> Array:
     """Refuses an observation that NumPy would silently broadcast or convert to the observations' type."""
     array = np.asarray(observation)
-    if array.shape != observations.shape[1:] or not np.can_cast(array.dtype, observations.dtype, "same_kind"):
-        raise TypeError(
-            f"the observation has shape {array.shape} and type {array.dtype}, but its space has shape "
-            f"{observations.shape[1:]} and type {observations.dtype}"
-        )
-    return array
+    if array.shape == observations.shape[1:]:
+        with contextlib.suppress(TypeError):
+            return converted(array, observations.dtype)
+    raise TypeError(
+        f"the observation {in_words(array)} has shape {array.shape} and type {array.dtype}, but its space has "
+        f"shape {observations.shape[1:]} and type {observations.dtype}"
+    )
 
 
 def _number(name: str, value: Any, kinds: str) -> Any:

@@ -167,7 +167,17 @@ def work(first: int, connection: int, memory: int, trace: int) -> None:
     # Broken connections of the environments themselves are caught below and reported like other errors.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            method, arguments = to_parent.recv()
+            message = to_parent.recv_bytes()
+            try:
+                method, arguments = pickle.loads(message)
+            except Exception as error:  # whatever importing the environment's module raises
+                why = (
+                    f"The environment cannot be made in another process ({error!r}); define its class and what "
+                    "its arguments need in a module that can be imported, or set num_workers to 0."
+                )
+                answer = ForkingPickler.dumps(("refused", ((ValueError, why), traceback.format_exc())))
+                to_parent.send_bytes(answer)
+                continue
             try:
                 # An environment may return what cannot be sent.
                 answer = ForkingPickler.dumps(("done", getattr(slots, method)(*arguments)))

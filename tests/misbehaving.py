@@ -394,6 +394,10 @@ class BadlyMadeEnv(TroubledEnv):
         }
         return wrong.get(self.trouble, tasks) if num_tasks > 1 else tasks
 
+    def task_problem(self, tasks):
+        if len(tasks) > 1:
+            self.do("task_problem")
+
 
 for _name in ("Careless", "BadlyMade"):
     gymnasium.register(f"tests/{_name}-v0", entry_point=f"misbehaving:{_name}Env", max_episode_steps=20)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, collect
-from maml_rl.envs import BrokenEnvironmentError, check_family, make_vec
+from maml_rl.envs import BrokenEnvironmentError, check_family, make_vec, slots
 from torch.utils._pytree import tree_leaves
 
 import maml_rl
@@ -309,6 +309,28 @@ def test_what_cannot_be_adapted_is_refused(env_id, kwargs, sentence, monkeypatch
         make_vec(env_id, 2, 5, **kwargs)
 
 
+def test_arguments_that_a_worker_cannot_load_are_refused(monkeypatch):
+    of_script = lambda: None  # noqa: E731
+    of_script.__module__, of_script.__qualname__ = "__main__", "of_script"
+    monkeypatch.setattr(sys.modules["__main__"], "of_script", of_script, raising=False)
+    with pytest.raises(
+        ValueError, match=r"cannot be made in another process \(AttributeError.*of_script.*num_workers to 0"
+    ):
+        make_vec("tests/Troubled-v0", 2, num_workers=1, trouble=of_script)
+
+
+@pytest.mark.parametrize(
+    ("observation", "fits"), [(3, True), (np.int64(3), True), (300, False), (-1, False), (1.0, False)]
+)
+def test_integers_are_observations_only_if_the_space_s_type_holds_them(observation, fits):
+    observations = np.empty(2, np.uint8)
+    if fits:
+        assert slots._checked(observation, observations) == 3
+    else:
+        with pytest.raises(TypeError, match="but its space has shape"):
+            slots._checked(observation, observations)
+
+
 def test_no_process_is_left(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, Path()])  # Python itself ignores what is no string there
     env = make_vec("tests/Troubled-v0", 4, num_workers=2)
@@ -368,6 +390,7 @@ def test_results_that_numpy_would_convert_are_refused(trouble, num_workers):
         ("reset exits", "raised SystemExit(0) in reset"),
         ("sample_tasks raises", "raised OSError('no sample_tasks today') in sample_tasks"),
         ("sample_tasks exits", "raised SystemExit(0) in sample_tasks"),
+        ("task_problem raises", "raised OSError('no task_problem today') in task_problem"),
         ("None", "tasks is not an array of float64 numbers"),
         ("a string", "tasks is not an array of float64 numbers"),
         ("too few", "tasks has shape (2, 1), but must have shape (3, 1)"),

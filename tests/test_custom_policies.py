@@ -450,6 +450,20 @@ class OneDeviation(nn.Module):
         return Normal(mean, self.log_std.expand_as(mean))
 
 
+class OneRow(OneDeviation):
+    """Leaves it to broadcasting to give each observation a standard deviation."""
+
+    def forward(self, observations):
+        return Normal(self.head(observations), self.log_std.expand(2))
+
+
+@pytest.mark.parametrize("num_rollouts", [2, 4])
+def test_a_standard_deviation_for_each_observation_is_needed(num_rollouts, tmp_path):
+    config = Config(run_dir=tmp_path / "run", num_tasks=4, num_rollouts=num_rollouts)
+    with pytest.raises(UserError, match=r"mean has shape \(2, 2\) and whose log_std has shape \(2,\).*expand_as"):
+        maml_rl.train(config, policy=OneRow())
+
+
 def test_a_parameter_may_be_a_single_number(tmp_path):
     options = {"num_tasks": 3, "num_rollouts": 4, "horizon": 5, "iterations": 1, "learn_lr": "parameter"}
     options |= {"eval_num_tasks": 3, "eval_num_rollouts": 2, "eval_every": 0}

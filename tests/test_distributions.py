@@ -44,6 +44,24 @@ def test_log_prob_and_kl(kind):
     torch.testing.assert_close(p.kl(p), torch.zeros(5, dtype=torch.float64))
 
 
+def test_actions_that_are_ruled_out_have_no_part():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 4, generator=g, dtype=torch.float64)
+    p, q = (Categorical(x.masked_fill(torch.arange(4) == 1, -torch.inf)) for x in logits)
+    rest = [Categorical(x[:, [0, 2, 3]]) for x in logits]
+    torch.testing.assert_close(p.kl(q), rest[0].kl(rest[1]))
+    t = Categorical(torch.randn(5, 4, generator=g, dtype=torch.float64).masked_fill(torch.arange(4) == 1, 0.0))
+    product = p.fisher_product(t).logits
+    assert not product[:, 1].any()
+    torch.testing.assert_close(
+        product[:, [0, 2, 3]], rest[0].fisher_product(Categorical(t.logits[:, [0, 2, 3]])).logits
+    )
+    inputs = logits[1].clone().requires_grad_()
+    p.kl(Categorical(inputs.masked_fill(torch.arange(4) == 1, -torch.inf))).sum().backward()
+    assert inputs.grad.isfinite().all()
+    assert Categorical(logits[0]).kl(q).min() > 1e300  # what p does and q rules out
+
+
 def test_fisher_product_is_the_hessian_of_the_kl(kind):
     (p, t), _ = pair(kind)
     flat = lambda d: torch.cat([x.flatten() for x in d])  # noqa: E731

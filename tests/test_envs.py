@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from conftest import FAMILIES, QUICK_FAMILIES
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from maml_rl.envs import TaskEnv, TaskVectorEnv, check_family, families, make_vec
 from maml_rl.envs.navigation import Navigation2DVectorEnv
@@ -246,6 +247,16 @@ class ListedEnv(TaskEnv):
 
 
 gymnasium.register("tests/Listed-v0", entry_point=ListedEnv, max_episode_steps=5)
+
+
+def test_integers_are_tasks_only_if_their_type_holds_them():
+    env = ListedVectorEnv(2)
+    env.task_space = spaces.Box(0, 5, (1,), np.uint8)
+    np.testing.assert_array_equal(env.checked_tasks([[3], [1]], 2), [[3], [1]])
+    assert env.checked_tasks(np.array([[3], [1]]), 2).dtype == np.uint8
+    for outside in ([[300], [1]], [[-1], [1]]):  # would wrap to numbers inside
+        with pytest.raises(ValueError, match="is not an array of uint8 numbers"):
+            env.checked_tasks(outside, 2)
 
 
 def test_a_single_environment_of_a_native_family_has_all_of_its_methods():

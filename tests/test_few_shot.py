@@ -223,6 +223,20 @@ def test_a_run_tells_classes_of_a_folder_apart(command, folders, tmp_path):
     ("options", "sentence"),
     [
         (("--num-rollouts", "4"), "a task has 4 examples, but must have a multiple of num_ways = 5"),
+        (
+            (
+                "--env-kwargs",
+                "num_ways",
+                "3",
+                "--num-rollouts",
+                "3",
+                "--eval-every",
+                "0",
+                "--iterations",
+                "100000",
+            ),
+            "a task has 20 examples, but must have a multiple of num_ways = 3",
+        ),
         (("--env-id", "maml_rl/Sinusoid-v0", "--env-kwargs"), "network is 'conv4', but the observation space"),
         (("--rl2-episodes", "2", "--num-steps", "0", "--outer", "ppo"), "network is 'conv4', but RL² does not"),
         (

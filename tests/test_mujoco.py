@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import mujoco
@@ -255,6 +257,20 @@ def test_a_simulation_that_blows_up_ends_its_episode_alone(quiet, broken, tmp_pa
     env.close()
     assert list(tmp_path.iterdir()) == []  # MuJoCo writes no log into the working folder
     assert capfd.readouterr().err == ""
+
+
+def test_actuators_without_a_range_take_any_control(tmp_path):
+    model = Path(gymnasium.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+    free = tmp_path / "free.xml"
+    free.write_text(re.sub(r'ctrl(limited|range)="[^"]*"', "", model.read_text()))
+    env = make_vec("maml_rl/HalfCheetahVel-v0", 2, model_file=str(free))
+    assert (env.single_action_space.high == np.inf).all()
+    env.reset(seed=0)
+    after, *_ = env.step(np.full((2, 6), 3.0, np.float32))
+    env.reset(seed=0)
+    still, *_ = env.step(np.zeros((2, 6), np.float32))
+    assert np.abs(after - still).max() > 0.1
+    env.close()
 
 
 def test_a_model_that_does_not_compile_is_refused(tmp_path):

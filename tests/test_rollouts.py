@@ -18,7 +18,7 @@ from maml_rl.maml.objective import adapted_policy
 from maml_rl.policies import Normal, act, flatten
 from maml_rl.policies.ready_made import make_policy
 from maml_rl.sampling.advantages import with_advantages
-from maml_rl.sampling.families import import_family, make_env
+from maml_rl.sampling.families import import_family, make_env, require_actions
 from maml_rl.sampling.spaces import action_map, encode, task_inputs
 from maml_rl.sampling.streams import TaskStreams
 
@@ -112,12 +112,49 @@ def test_actions_are_scaled_to_the_box_and_clipped():
     np.testing.assert_array_equal(action_map(unbounded)(np.array([[7.0]])), [[7.0]])
     half = spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 3.0]), dtype=np.float64)
     np.testing.assert_array_equal(action_map(half)(np.array([[-2.0, -2.0], [5.0, 5.0]])), [[0, -2], [5, 3]])
+    largest = np.finfo(np.float32).max
+    widest = spaces.Box(-largest, largest, (1,))  # a way to say unbounded
+    np.testing.assert_array_equal(action_map(widest)(np.array([[0.0], [0.5]])), [[0.0], [0.5]])
+    torch.testing.assert_close(task_inputs(widest, np.array([[0.0], [0.5]])), torch.tensor([[0.0], [0.5]]))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, dtype=np.uint64),
+        spaces.Discrete(3, start=-2, dtype=np.int8),
+        spaces.MultiDiscrete([3, 4], dtype=np.uint64),
+        spaces.Box(-2, 2, (2,), np.float16),
+        spaces.Box(-2, 2, (2,), np.float64),
+        spaces.Box(-np.inf, np.inf, (2,), np.float16),
+    ],
+)
+def test_actions_have_the_type_of_their_space(space):
+    discrete = not isinstance(space, spaces.Box)
+    actions = np.zeros((4, *space.shape), np.int64 if discrete else np.float32)
+    for action in action_map(space)(actions):
+        assert space.contains(action)
 
 
 def test_discrete_observations_outside_their_space_are_not_numbers():
     encoded = encode(spaces.Discrete(3, start=2), np.array([1, 2, 4, 5]))
     torch.testing.assert_close(encoded[1:3], torch.eye(3)[[0, 2]])
     assert encoded[[0, 3]].isnan().all()
+
+
+def test_there_are_no_distributions_over_tables_of_actions():
+    for space in (spaces.Box(-1, 1, (2, 2)), spaces.MultiDiscrete([[2, 3], [4, 5]]), spaces.MultiBinary(2)):
+        with pytest.raises(UserError, match="only for Discrete, and for one-dimensional Box and MultiDiscrete"):
+            require_actions("tests/Tables-v0", space)
+
+
+def test_multi_discrete_observations_are_one_hot():
+    space = spaces.MultiDiscrete([2, 3], start=[0, 5])
+    observations = np.array([[1, 5], [0, 7], [0, 8]])
+    encoded = encode(space, observations)
+    flat = [spaces.flatten(space, observation) for observation in observations[:2]]
+    torch.testing.assert_close(encoded[:2], torch.from_numpy(np.stack(flat)).float())
+    assert encoded[2, 2:].isnan().all()
 
 
 def test_actions_of_an_integer_box_are_its_integers():

@@ -324,6 +324,17 @@ def test_files_of_others_are_left_alone(command, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", ".thesis.tex.tmp"}
 
 
+def test_files_of_others_are_left_alone_under_the_names_of_a_run_s(command, tmp_path):
+    content = {"config.json": '{"mine": 1}', "events.out.tfevents.1.host.1.0": "theirs", "rollouts.png": "drawn"}
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    for _ in range(2):  # a refusal leaves no lock, which would let the next one pass
+        result = command("train", *TINY, "--run-dir", ".")
+        assert result.returncode == 2
+        assert "holds files, but no run" in result.stderr
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == content
+
+
 @pytest.mark.timeout(60)  # TensorBoard's own interval is 120 seconds
 def test_a_signal_in_tensorboard_s_queue_does_not_delay_the_end(tmp_path, monkeypatch):
     """It may come after the writing thread is woken, and before the queue has noted this."""

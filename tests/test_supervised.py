@@ -315,6 +315,15 @@ def test_images_are_integers():
         as_tensors(env.unwrapped, inputs.astype(np.float32) / 255, targets)
 
 
+def test_discrete_inputs_outside_their_space_are_refused():
+    env = gymnasium.make_vec(SINUSOID, num_envs=1).unwrapped
+    env.single_observation_space = spaces.Discrete(3)
+    inputs, targets = np.array([[0, 2]]), np.zeros((1, 2, 1))
+    torch.testing.assert_close(as_tensors(env, inputs, targets)[0], torch.eye(3)[[0, 2]].unsqueeze(0))
+    with pytest.raises(UserError, match=r"inputs of examples are not all in Discrete\(3\); correct them"):
+        as_tensors(env, inputs + 1, targets)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

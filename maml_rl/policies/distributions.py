@@ -79,8 +79,10 @@ class Categorical(NamedTuple):
 
     def kl(self, other: "Categorical") -> Tensor:
         """Returns KL(self ‖ other) in nats, shape (...)."""
-        log_p = torch.log_softmax(self.logits, -1)
-        return (log_p.exp() * (log_p - torch.log_softmax(other.logits, -1))).sum(-1)
+        # A logit may be -inf, to rule an action out. The difference of two infinities would not be a number.
+        least = torch.finfo(self.logits.dtype).min
+        log_p, log_q = (torch.log_softmax(logits, -1).clamp(min=least) for logits in (self.logits, other.logits))
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
 
     def fisher_product(self, tangent: "Categorical") -> "Categorical":
         """Returns F t, where F is the Fisher information in the logits: diag(p) - p pᵀ."""

@@ -82,12 +82,12 @@ def flat_size(space: spaces.Space[Any]) -> int:
     Raises:
         UserError: If there is no ready-made policy for the space.
     """
-    if not isinstance(space, spaces.Discrete) and not (
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and not (
         isinstance(space, spaces.Box) and len(space.shape) in (1, 3)
     ):
         raise UserError(
             f"There is no ready-made policy for the observation space {space}, only for a one-dimensional Box, an "
-            f"image Box (channels, height, width) and Discrete; {_OWN}."
+            f"image Box (channels, height, width), Discrete and MultiDiscrete; {_OWN}."
         )
     return spaces.flatdim(space)
 
@@ -130,6 +130,11 @@ def require_fit(result: object, action_space: spaces.Space[Any]) -> None:
         wanted = MultiCategorical, (len(action_space.nvec), int(action_space.nvec.max()))
     else:
         wanted = Normal, action_space.shape or ()
+    if isinstance(result, Normal) and result.log_std.shape != result.mean.shape:
+        raise UserError(
+            f"The policy given returns a Normal whose mean has shape {tuple(result.mean.shape)} and whose log_std "
+            f"has shape {tuple(result.log_std.shape)}, but both must have the same; use log_std.expand_as(mean)."
+        )
     found = type(result), tuple(result[0].shape[1:])
     if found != wanted:
         is_, needed = (

@@ -21,6 +21,7 @@ from ..config import Config
 from ..errors import UserError
 from ..methods import method_of
 from ..policies import flatten, load
+from ..sampling.examples import require_held_out
 from ..sampling.families import import_family, is_registered, make_env, require_memory
 from ..sampling.normalisation import add_statistics
 from ..sampling.streams import stream, torch_generator
@@ -56,10 +57,10 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
         UserError: If there is no ready-made policy for the family, or the policy does not fit the options.
     """
     method = method_of(config)
-    env = make_env(config, 1)
-    env.close()
-    if for_training:
-        require_memory(env, config, "", "eval_")
+    with contextlib.closing(make_env(config, 1)) as env:
+        if for_training:
+            require_memory(env, config, "", "eval_")
+            require_held_out(env, config)
     if own is None:
         policy = method.make_policy(env, torch_generator(stream(config.seed, "policy")))
     else:
@@ -107,10 +108,14 @@ def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
     make_folder(folder)
     with contextlib.ExitStack() as stack:
         try:
-            is_run = (folder / "checkpoint.pt").exists()
-            if not is_run and not all(_BEFORE_TRAINING.fullmatch(name) for name in os.listdir(folder)):
+            names = os.listdir(folder)
+            is_run = "checkpoint.pt" in names
+            # The lock is a run's first file. Without it, files that have the names of a run's are somebody else's.
+            began = not names or (LOCK in names and all(_BEFORE_TRAINING.fullmatch(name) for name in names))
+            if not (is_run or began):
                 raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
             stack.enter_context(locked(folder))
+            is_run = (folder / "checkpoint.pt").exists()  # another process may have finished it
             for path in [*folder.iterdir()]:
                 # Curves of a run that has trained nothing would be mixed with those of the next.
                 if _TEMPORARY.fullmatch(path.name) or (not is_run and _DRAWN.fullmatch(path.name)):

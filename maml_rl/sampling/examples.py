@@ -12,6 +12,7 @@ from ..envs import SupervisedFamily, VectorFamily, in_words
 from ..errors import UserError
 from ..policies import prediction_loss
 from .actors import Actor
+from .families import sample_tasks
 from .rollouts import Rollouts
 from .spaces import Array, encode
 from .streams import whole_batch
@@ -42,6 +43,17 @@ def example_sets(
     inputs, targets = inputs[rows], targets[rows]
     halves = zip(inputs.split(num_examples, 1), targets.split(num_examples, 1), strict=True)
     return [(x.contiguous(), y.contiguous()) for x, y in halves]
+
+
+def require_held_out(env: VectorFamily, config: Config) -> None:
+    """Draws a held-out task and its examples, so that a family which has none is refused before training.
+
+    Raises:
+        UserError: As `sample_tasks` and `example_sets`.
+    """
+    task = sample_tasks(env, 1, np.random.default_rng(0), held_out=True)
+    if learns_from_examples(env, config):
+        example_sets(env, task, config.eval_num_rollouts, np.random.SeedSequence(0))
 
 
 def as_tensors(
@@ -76,6 +88,8 @@ def as_tensors(
         if not np.isfinite(values).all():
             raise UserError(f"The {name} of examples are not all finite; correct them.")
     encoded = encode(observations, x.reshape(-1, *x.shape[2:])).view(*shape, -1)
+    if not encoded.isfinite().all():
+        raise UserError(f"The inputs of examples are not all in {in_words(observations)}; correct them.")
     if y.ndim == 2:
         start, n = int(actions.start), int(actions.n)  # type: ignore[attr-defined]
         if not np.isin(y, np.arange(start, start + n)).all():

@@ -154,16 +154,19 @@ def given_tasks(env: VectorFamily, tasks: object, num_tasks: int, source: str) -
         return env.checked_tasks(tasks, num_tasks, source)
     except ValueError as error:
         raise UserError(_reason(error) + ".") from error
+    except BrokenEnvironmentError as error:  # from the environment's `task_problem`
+        raise UserError(str(error)) from error
 
 
 def require_actions(env_id: str, space: spaces.Space[object]) -> None:
     """Refuses action spaces for which there is no action distribution."""
-    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and not (
-        isinstance(space, spaces.Box) and len(space.shape) == 1
+    if not isinstance(space, spaces.Discrete) and not (
+        isinstance(space, spaces.Box | spaces.MultiDiscrete) and len(space.shape) == 1
     ):
         raise UserError(
-            f"The action space of {env_id!r} is {space}, but there are action distributions only for a "
-            "one-dimensional Box, Discrete and MultiDiscrete; wrap the environment so that it has one of them."
+            f"The action space of {env_id!r} is {space}, but there are action distributions only for "
+            "Discrete, and for one-dimensional Box and MultiDiscrete; wrap the environment so that it has one of "
+            "them."
         )
 
 

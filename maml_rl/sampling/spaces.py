@@ -22,6 +22,12 @@ def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
         inside = (index >= 0) & (index < int(space.n))
         numbers = torch.nn.functional.one_hot(index.where(inside, 0), int(space.n)).float()
         return numbers if inside.all() else numbers.where(inside.unsqueeze(-1), torch.nan)
+    if isinstance(space, spaces.MultiDiscrete):
+        each = [
+            spaces.Discrete(int(n), start=int(s)) for n, s in zip(space.nvec.flat, space.start.flat, strict=True)
+        ]
+        columns = observations.reshape(len(observations), len(each)).T
+        return torch.cat([encode(one, column) for one, column in zip(each, columns, strict=True)], dim=1)
     numbers = torch.from_numpy(np.asarray(observations, np.float32)).flatten(1)
     image = space.dtype == np.uint8 and isinstance(space, spaces.Box) and (space.high == 255).all()
     return numbers / 255 if image else numbers
@@ -29,7 +35,7 @@ def encode(space: spaces.Space[Any], observations: Array) -> Tensor:
 
 def task_inputs(space: spaces.Space[Any], tasks: Array) -> Tensor:
     """Converts tasks (M, D) to float32 inputs of a policy: a bounded Box to [-1, 1], discrete tasks to one-hot."""
-    if isinstance(space, spaces.Box) and space.is_bounded():
+    if isinstance(space, spaces.Box) and _is_bounded(space):
         middle, half = _middle_and_half(space)
         tasks = (tasks - middle) / np.where(half > 0, half, 1)
     elif not isinstance(space, spaces.Box):
@@ -46,9 +52,9 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
     """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         start = space.start
-        return lambda actions: actions + start
+        return lambda actions: (actions.astype(space.dtype) + start).astype(space.dtype)
     assert isinstance(space, spaces.Box)
-    if space.is_bounded():
+    if _is_bounded(space):
         middle, half = _middle_and_half(space)
         low, high = space.low.astype(half.dtype), space.high.astype(half.dtype)
 
@@ -63,7 +69,13 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
 
     if np.issubdtype(space.dtype, np.integer):
         return lambda actions: np.rint(in_box(actions)).astype(space.dtype)
-    return in_box
+    return lambda actions: in_box(actions).astype(space.dtype, copy=False)
+
+
+def _is_bounded(space: spaces.Box) -> bool:
+    """Whether a Box is bounded on all sides. A bound as large as float32's largest number stands for none."""
+    largest = np.maximum(-space.low.astype(np.float64), space.high.astype(np.float64))
+    return bool((largest < 1e30).all())
 
 
 def _middle_and_half(space: spaces.Box) -> tuple[Array, Array]:
