@@ -211,6 +211,9 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
     "cg_iterations": 30,
     "iterations": 250,
 }
+# Still improved after 300 and 600 iterations.
+METHODS["ant_dir"]["maml"]["iterations"] = 600
+METHODS["ant_dir"]["oracle"]["iterations"] = 1200
 METHODS["ant_dir"]["learned_step"]["iterations"] = 200
 # With a few extra inputs that adapt instead of all parameters, half as many rollouts do as well
 # in an outer step.
