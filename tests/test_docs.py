@@ -228,7 +228,9 @@ def test_options_named_exist():
 
 
 def test_defaults_named_are_the_defaults():
-    for names, values in re.findall(r"^\| (`--.*?) \| (.*?) \|", PAGES["docs/reference/options.md"], re.MULTILINE):
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", PAGES["docs/reference/options.md"], re.MULTILINE)
+    assert len(rows) >= 9
+    for names, values in rows:
         options = [name.replace("-", "_") for name in re.findall(r"`--([a-z-]+)`", names)]
         for option, default in zip(options, values.split(", "), strict=True):
             value = getattr(cli.Config(), option)

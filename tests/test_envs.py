@@ -249,6 +249,30 @@ class ListedEnv(TaskEnv):
 gymnasium.register("tests/Listed-v0", entry_point=ListedEnv, max_episode_steps=5)
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "physics"),
+    [
+        (
+            "CartPole",
+            [0.7, 0.3, 1.4],
+            {"length": 0.7, "masspole": 0.3, "masscart": 1.4, "total_mass": 1.7, "polemass_length": 0.21},
+        ),
+        ("Pendulum", [7.0, 0.6, 1.3], {"g": 7.0, "m": 0.6, "l": 1.3}),
+    ],
+)
+def test_classic_control_obeys_its_task(name, task, physics):
+    """As Gymnasium's environment with these numbers."""
+    ours = gymnasium.make(f"maml_rl/{name}Params-v0")
+    theirs = gymnasium.make(f"{name}-v1", disable_env_checker=True).unwrapped
+    assert physics.keys() <= vars(theirs).keys()
+    vars(theirs).update(physics)
+    theirs.action_space.seed(0)
+    np.testing.assert_array_equal(ours.reset(seed=3, options={"task": np.array(task)})[0], theirs.reset(seed=3)[0])
+    for _ in range(8):
+        action = theirs.action_space.sample()
+        np.testing.assert_allclose(ours.step(action)[0], theirs.step(action)[0], rtol=1e-6)
+
+
 def test_integers_are_tasks_only_if_their_type_holds_them():
     env = ListedVectorEnv(2)
     env.task_space = spaces.Box(0, 5, (1,), np.uint8)

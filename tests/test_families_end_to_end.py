@@ -29,6 +29,8 @@ def test_success_is_logged_and_evaluated(command, tmp_path):
     assert ((success >= 0) & (success <= 1)).all()
     np.testing.assert_allclose(maml["success_mean"], success.mean(axis=0))
     scalars = events(tmp_path)
+    for k, mean in enumerate(maml["success_mean"]):
+        assert scalars.Scalars(f"eval/success_step_{k}")[-1].value == pytest.approx(mean)
     for tag in ("train/success_step_0", "train/success_step_1", "eval/success_step_2"):
         assert all(0 <= event.value <= 1 for event in scalars.Scalars(tag))
     assert "train/failed_step_0" not in scalars.Tags()["scalars"]

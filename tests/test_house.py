@@ -34,6 +34,9 @@ def imported_rooms(path):
                 yield from (alias.name for alias in node.names if alias.name in FLOORS)
             else:
                 yield target[1] if target[0] == "maml_rl" else "envs"
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not [name for name in names if (name or "").split(".")[0] == "maml_rl"], f"{path}: not relative"
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)

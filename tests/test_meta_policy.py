@@ -20,6 +20,7 @@ from maml_rl.meta_policy import MetaPolicy, _GivenEnv
 from maml_rl.methods import method_of
 from maml_rl.policies import flatten
 from maml_rl.rl2 import as_trials
+from maml_rl.runs.evaluation import lr_factors
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.families import make_env
 
@@ -54,6 +55,12 @@ def test_a_run_folder_gives_back_its_policy(tmp_path):
     assert env.action_space.contains(adapted(observation))
     with pytest.raises(UserError, match="holds no run"):
         maml_rl.load(tmp_path)
+
+
+def test_the_last_factor_is_that_of_all_further_steps():
+    assert lr_factors(Config(eval_lr_factors=(1.0, 0.5)), 4) == [1.0, 0.5, 0.5, 0.5]
+    assert lr_factors(Config(eval_lr_factors=(0.3,)), 2) == [0.3, 0.3]
+    assert lr_factors(Config(eval_lr_factors=(1.0, 0.5)), 0) == []
 
 
 @pytest.mark.parametrize("num_envs", [1, 4, 8])

@@ -150,6 +150,16 @@ def test_every_task_has_a_body_of_its_own(name):
     plain, heavy, again = env.models(env.tasks)
     assert heavy is again
     assert heavy.body_mass[1] == pytest.approx(1.5 * plain.body_mass[1])
+    some = np.random.default_rng(1).normal(size=(1, tasks.shape[1]))
+    (other,) = env.models(some)
+    bodies = plain.nbody - 1
+    sizes = np.cumsum([bodies, 3 * bodies, plain.nv])
+    assert sizes[-1] + 3 * plain.ngeom == tasks.shape[1]
+    mass, inertia, damping, friction = np.split(some[0], sizes)
+    np.testing.assert_allclose(other.body_mass[1:], plain.body_mass[1:] * 1.5**mass)
+    np.testing.assert_allclose(other.body_inertia[1:].ravel(), plain.body_inertia[1:].ravel() * 1.5**inertia)
+    np.testing.assert_allclose(other.dof_damping, plain.dof_damping * 1.3**damping)
+    np.testing.assert_allclose(other.geom_friction.ravel(), plain.geom_friction.ravel() * 1.5**friction)
     np.testing.assert_array_equal(heavy.body_mass[2:], plain.body_mass[2:])
     # What MuJoCo derives from masses follows them.
     assert heavy.body_subtreemass[0] == pytest.approx(plain.body_subtreemass[0] + 0.5 * plain.body_mass[1])

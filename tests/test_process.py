@@ -103,7 +103,7 @@ def test_streams_and_settings_do_not_stop_a_command(command, streams, code, out,
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_that_a_library_turns_into_another_error_is_still_one(number, code, tmp_path):
     """As NumPy does while it compares structured arrays."""
     script = (

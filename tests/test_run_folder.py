@@ -29,10 +29,8 @@ from maml_rl.runs.tensorboard import Events
     ("how", "reset", "done"),
     [
         ("SIGKILL", 19, 4),  # in iteration 5, two after the checkpoint of iteration 4 was due
-        ("SIGINT", 14, 3),  # in iteration 4, with no checkpoint due since iteration 2
+        ("SIGTERM", 14, 3),  # in iteration 4, with no checkpoint due since iteration 2
         ("SIGINT", 16, 3),  # in the evaluation that belongs to iteration 4
-        ("SIGTERM", 14, 3),  # what clusters send
-        ("SIGHUP", 14, 3),  # what a closed terminal sends
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, how, reset, done):

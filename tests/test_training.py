@@ -32,6 +32,9 @@ def test_run_folder_holds_everything(finished):
     assert torch.equal(theta_of(config.run_dir), flatten(policy))
     results = json.loads((config.run_dir / "evaluation.json").read_text())
     assert results == evaluate(config.run_dir)
+    curves = scalars(config.run_dir)
+    for k, mean in enumerate(results["methods"]["maml"]["mean"]):
+        assert curves[f"eval/return_step_{k}"][-1][1] == pytest.approx(mean)
     assert {name: results[name] for name in ("env_id", "num_steps", "num_tasks", "num_rollouts", "seed")} == {
         "env_id": config.env_id, "num_steps": 2, "num_tasks": 3, "num_rollouts": 2, "seed": 1,
     }  # fmt: skip
@@ -165,6 +168,69 @@ def test_evaluate_command_and_options(command, finished, tmp_path):
     results = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert np.shape(results["methods"]["maml"]["returns"]) == (5, 5)
     assert f"{results['methods']['maml']['mean'][4]:.2f}" in result.stdout
+    assert results["seed"] == 7
+    same_size, seed = {"num_tasks": 5, "num_rollouts": 3, "num_steps": 4, "trust": True}, finished[0].seed
+    assert results == evaluate(finished[0].run_dir, seed=7, **same_size)
+    own = evaluate(finished[0].run_dir, **same_size)
+    assert own["seed"] == seed
+    assert not np.isin(results["tasks"], own["tasks"]).any()
+
+
+PPO = {"outer": "ppo", "ppo_epochs": 3}
+RL2 = {**PPO, "rl2_episodes": 2, "num_steps": 0, "hidden_sizes": (8,)}
+BASE = {"num_tasks": 3, "num_rollouts": 4, "horizon": 5, "hidden_sizes": (8,), "iterations": 2, "eval_every": 0}
+BASE |= {"eval_num_tasks": 2, "eval_num_rollouts": 1, "eval_num_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Returns θ before and after training with some options. Each combination is trained once."""
+    known = {}
+
+    def theta(**options):
+        key = tuple(options.items())
+        if key not in known:
+            config = Config(run_dir=tmp_path_factory.mktemp("learned") / "run", **BASE | options)
+            known[key] = flatten(new_policy(config)), flatten(train(config).policy)
+        return known[key]
+
+    return theta
+
+
+@pytest.mark.parametrize(
+    ("others", "name", "value"),
+    [
+        ({}, "discount", 0.5),
+        ({}, "gae_lambda", 0.5),
+        ({}, "normalise_advantages", False),
+        ({}, "initial_std", 0.5),
+        ({}, "inner_lr", 0.3),
+        ({}, "log_std_lr", 0.0),
+        ({}, "num_steps", 2),
+        ({}, "estimator", "lvc"),
+        ({}, "first_order", True),
+        ({}, "e_maml", 1.0),
+        ({}, "max_kl", 0.001),
+        ({}, "cg_iterations", 1),
+        ({}, "cg_damping", 10.0),
+        ({"estimator": "dice"}, "dice_lambda", 0.0),
+        (PPO, "ppo_clip", 0.001),
+        (PPO, "ppo_epochs", 2),
+        (PPO, "outer_lr", 0.1),
+        (PPO, "kl_penalty", 100.0),
+        (RL2, "ppo_clip", 0.001),
+        (RL2, "ppo_epochs", 2),
+        (RL2, "outer_lr", 0.1),
+        (RL2, "discount", 0.5),
+        (RL2, "rl2_episodes", 3),
+    ],
+)
+def test_an_option_changes_what_is_learned(others, name, value, learned):
+    """By more than rounding does, and in training: what is learned from the same start."""
+    start, end = learned(**others)
+    other_start, other_end = learned(**{**others, name: value})
+    step, other_step = end - start, other_end - other_start
+    assert (step - other_step).norm() > 1e-3 * step.norm()
 
 
 def test_families_command(command):

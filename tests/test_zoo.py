@@ -27,13 +27,16 @@ def test_the_zoo_is_what_experiments_zoo_writes(tmp_path):
 def test_a_policy_is_small_and_reaches_what_its_card_says(name):
     folder = located(zoo.Path("zoo", name))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
-    result = maml_rl.evaluate(f"zoo/{name}", num_tasks=6, num_steps=1, seed=5)
+    # Of its goals, many are not found.
+    num_tasks = 40 if name == "sparse_navigation_2d" else 6
+    result = maml_rl.evaluate(f"zoo/{name}", num_tasks=num_tasks, num_steps=1, seed=5)
     (method,) = set(result["methods"]) - {"random"}
     returns, said = np.array(result["methods"][method]["returns"])[:, 1], card(name)
     error = returns.std(ddof=1) / np.sqrt(len(returns))
     error_said = (said["ci95"][1][1] - said["returns"][1]) / 1.96
     assert abs(returns.mean() - said["returns"][1]) < 4 * np.hypot(error, error_said)
-    assert returns.mean() > np.array(result["methods"]["random"]["returns"])[:, 1].mean() + 2 * error
+    gains = returns - np.array(result["methods"]["random"]["returns"])[:, 1]  # on the same tasks
+    assert gains.mean() > 2 * gains.std(ddof=1) / np.sqrt(len(gains))
 
 
 def test_a_policy_can_be_loaded_and_listed(command, tmp_path):
