@@ -297,6 +297,7 @@ def test_a_module_named_by_a_resumed_run_is_not_imported(command, tmp_path):
 def test_a_run_that_trained_nothing_can_start_again(command, tmp_path, left):
     """Killed at any time before its first checkpoint, and also with options that failed."""
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).touch()  # the first file of any run
     (tmp_path / "run" / left).write_text("half")
     result = command("train", *TINY, "--iterations", 1, "--run-dir", "run")
     assert result.returncode == 0, result.stderr
