@@ -97,8 +97,8 @@ class MujocoVectorEnv(TaskVectorEnv):
         self.metadata = {**self.metadata, "render_fps": round(1 / self.dt)}
         self.initial_noise = model.nq + model.nv
         # An actuator without a range, which MuJoCo gives as [0, 0], takes any control.
-        some = model.actuator_ctrllimited.astype(bool) | model.actuator_ctrlrange.any(1)
-        low, high = np.where(some, model.actuator_ctrlrange.T, [[-np.inf], [np.inf]]).astype(np.float32)
+        has_range = model.actuator_ctrllimited.astype(bool) | model.actuator_ctrlrange.any(1)
+        low, high = np.where(has_range, model.actuator_ctrlrange.T, [[-np.inf], [np.inf]]).astype(np.float32)
         self.single_action_space = spaces.Box(low, high, dtype=np.float32)
         num_observed = model.nq - self.hidden_positions + model.nv
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (num_observed,), np.float64)

@@ -225,15 +225,8 @@ def test_a_run_tells_classes_of_a_folder_apart(command, folders, tmp_path):
         (("--num-rollouts", "4"), "a task has 4 examples, but must have a multiple of num_ways = 5"),
         (
             (
-                "--env-kwargs",
-                "num_ways",
-                "3",
-                "--num-rollouts",
-                "3",
-                "--eval-every",
-                "0",
-                "--iterations",
-                "100000",
+                *("--env-kwargs", "num_ways", "3", "--num-rollouts", "3"),
+                *("--eval-every", "0", "--iterations", "100000"),
             ),
             "a task has 20 examples, but must have a multiple of num_ways = 3",
         ),

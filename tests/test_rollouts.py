@@ -113,6 +113,8 @@ def test_actions_are_scaled_to_the_box_and_clipped():
     half = spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 3.0]), dtype=np.float64)
     np.testing.assert_array_equal(action_map(half)(np.array([[-2.0, -2.0], [5.0, 5.0]])), [[0, -2], [5, 3]])
     largest = np.finfo(np.float32).max
+    short = spaces.Box(-65504, 65504, (1,), np.float16)  # its width is no float16
+    np.testing.assert_array_equal(action_map(short)(np.array([[0.0], [-0.5]], np.float32)), [[0.0], [-32752.0]])
     widest = spaces.Box(-largest, largest, (1,))  # a way to say unbounded
     np.testing.assert_array_equal(action_map(widest)(np.array([[0.0], [0.5]])), [[0.0], [0.5]])
     torch.testing.assert_close(task_inputs(widest, np.array([[0.0], [0.5]])), torch.tensor([[0.0], [0.5]]))

@@ -169,10 +169,10 @@ def test_evaluate_command_and_options(command, finished, tmp_path):
     assert np.shape(results["methods"]["maml"]["returns"]) == (5, 5)
     assert f"{results['methods']['maml']['mean'][4]:.2f}" in result.stdout
     assert results["seed"] == 7
-    same_size, seed = {"num_tasks": 5, "num_rollouts": 3, "num_steps": 4, "trust": True}, finished[0].seed
-    assert results == evaluate(finished[0].run_dir, seed=7, **same_size)
-    own = evaluate(finished[0].run_dir, **same_size)
-    assert own["seed"] == seed
+    sizes = {"num_tasks": 5, "num_rollouts": 3, "num_steps": 4, "trust": True}
+    assert results == evaluate(finished[0].run_dir, seed=7, **sizes)
+    own = evaluate(finished[0].run_dir, **sizes)
+    assert own["seed"] == finished[0].seed
     assert not np.isin(results["tasks"], own["tasks"]).any()
 
 

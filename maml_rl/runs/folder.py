@@ -109,10 +109,9 @@ def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
     with contextlib.ExitStack() as stack:
         try:
             names = os.listdir(folder)
-            is_run = "checkpoint.pt" in names
             # The lock is a run's first file. Without it, files that have the names of a run's are somebody else's.
-            began = not names or (LOCK in names and all(_BEFORE_TRAINING.fullmatch(name) for name in names))
-            if not (is_run or began):
+            began = LOCK in names and all(_BEFORE_TRAINING.fullmatch(name) for name in names)
+            if names and "checkpoint.pt" not in names and not began:
                 raise UserError(f"{folder} holds files, but no run; choose an empty or new --run-dir.")
             stack.enter_context(locked(folder))
             is_run = (folder / "checkpoint.pt").exists()  # another process may have finished it

@@ -46,14 +46,14 @@ def example_sets(
 
 
 def require_held_out(env: VectorFamily, config: Config) -> None:
-    """Draws a held-out task and its examples, so that a family which has none is refused before training.
+    """Draws held-out tasks and examples of one, so that a family which has none is refused before training.
 
     Raises:
         UserError: As `sample_tasks` and `example_sets`.
     """
-    task = sample_tasks(env, 1, np.random.default_rng(0), held_out=True)
+    tasks = sample_tasks(env, config.eval_num_tasks, np.random.default_rng(0), held_out=True)
     if learns_from_examples(env, config):
-        example_sets(env, task, config.eval_num_rollouts, np.random.SeedSequence(0))
+        example_sets(env, tasks[:1], config.eval_num_rollouts, np.random.SeedSequence(0))
 
 
 def as_tensors(

@@ -52,7 +52,7 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
     """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         start = space.start
-        return lambda actions: (actions.astype(space.dtype) + start).astype(space.dtype)
+        return lambda actions: actions.astype(space.dtype) + start
     assert isinstance(space, spaces.Box)
     if _is_bounded(space):
         middle, half = _middle_and_half(space)
@@ -79,7 +79,7 @@ def _is_bounded(space: spaces.Box) -> bool:
 
 
 def _middle_and_half(space: spaces.Box) -> tuple[Array, Array]:
-    """The middle of a Box and half of its width. Sums of small integers would overflow."""
+    """The middle of a Box and half of its width. Sums of small integers and large floats would overflow."""
     kind = np.float64 if np.issubdtype(space.dtype, np.integer) else space.dtype
     low, high = space.low.astype(kind), space.high.astype(kind)
-    return (high + low) / 2, (high - low) / 2
+    return high / 2 + low / 2, high / 2 - low / 2
