@@ -11,9 +11,9 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 if TYPE_CHECKING:
-    from .adapter import AdaptedVectorEnv, BrokenEnvironmentError
+    from .adapter import AdaptedVectorEnv
     from .checks import check_family
-    from .family import VectorFamily, in_words, num_cores
+    from .family import BrokenEnvironmentError, VectorFamily, in_words, num_cores
     from .few_shot import FewShotVectorEnv, Images
     from .making import make_vec
     from .native import TaskEnv, TaskVectorEnv
@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 _NAMES = {
-    "adapter": ("AdaptedVectorEnv", "BrokenEnvironmentError"),
+    "adapter": ("AdaptedVectorEnv",),
     "checks": ("check_family",),
     "few_shot": ("FewShotVectorEnv", "Images"),
-    "family": ("VectorFamily", "in_words", "num_cores"),
+    "family": ("BrokenEnvironmentError", "VectorFamily", "in_words", "num_cores"),
     "making": ("make_vec",),
     "native": ("TaskEnv", "TaskVectorEnv"),
     "supervised": ("SupervisedFamily",),

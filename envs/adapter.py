@@ -18,17 +18,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
-from .family import Array, Bools, Floats, VectorFamily, in_words
+from .family import Array, Bools, BrokenEnvironmentError, Floats, VectorFamily, in_words
 from .slots import Description, Slots, make_flat, refusal
 from .workers import Worker
 
 _log = logging.getLogger(__name__)
 # Making an environment includes the time to start Python and to import the family's module.
 _START_SECONDS = 60.0
-
-
-class BrokenEnvironmentError(RuntimeError):
-    """An environment raised an error, or its process died or hung. The message has the task and the traceback."""
 
 
 class AdaptedVectorEnv(VectorFamily):

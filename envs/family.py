@@ -14,6 +14,13 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
+class BrokenEnvironmentError(RuntimeError):
+    """An environment raised an error, or its process died or hung, or it returned what it must not.
+
+    The message says which one. If the environment raised an error, it has the traceback.
+    """
+
+
 def num_cores() -> int:
     """Returns how many cores this process may use. Processes that torchrun started on this machine share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -83,6 +90,10 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
             raise ValueError(
                 f"{self.name}: task_space is {space}, but must be a Box, Discrete, MultiDiscrete or MultiBinary."
             )
+        if self.all_tasks is not None and np.ndim(self.all_tasks) != 1 + len(space.shape or ()):
+            raise ValueError(
+                f"{self.name}: all_tasks is {self.all_tasks!r}, but must be an array of tasks, (n, D)."
+            )
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
         self._resize(num_envs)
@@ -150,7 +161,10 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         for task in tasks:
             if not (known == task).reshape(len(known), -1).all(axis=1).any():
                 listed = ", ".join(map(in_words, known[:5])) + ", ..." * (len(known) > 5)
-                return f"the task {in_words(task)} does not exist; choose one of {listed}."
+                return (
+                    f"the task {in_words(task)} is not in all_tasks; choose one of {listed}. To keep tasks for "
+                    "tests only, define sample_tasks and sample_test_tasks, and leave all_tasks out."
+                )
         return None
 
     def shares(self, num_tasks: int) -> list["VectorFamily"]:

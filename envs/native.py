@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw
 
-from .family import Array, Bools, Floats, VectorFamily
+from .family import Array, Bools, BrokenEnvironmentError, Floats, VectorFamily, in_words
 
 # The number of steps whose noise is drawn at once. It has no influence on the numbers drawn.
 _NOISE_BLOCK = 64
@@ -17,10 +17,11 @@ class TaskVectorEnv(VectorFamily):
     """N environments of a family written as batched functions, which step all of them together.
 
     A task is T = {L, q(x_1), q(x_{t+1} | x_t, a_t), H}. A subclass defines it by functions of a batch of n
-    environments. They are deterministic: all randomness comes from the argument `noise`.
+    environments. They are deterministic: all randomness comes from the argument `noise`. They do not change their
+    arguments: `state` and `task` are read-only.
 
     * `initial_state(task, noise)` -> (n, ...): x_1.
-    * `transition(state, action, task, noise)` -> (n, ...): x_{t+1}, as a new array.
+    * `transition(state, action, task, noise)` -> (n, ...): x_{t+1}.
     * `reward(state, action, next_state, task, noise)` -> (n,): r_t = -L(x_t, a_t).
     * `terminated(state, task)` -> (n,) bool: whether x_{t+1} ends the episode. By default never.
     * `broken(state, task)` -> (n,) bool: whether the simulation broke down in x_{t+1}. By default never.
@@ -100,8 +101,12 @@ class TaskVectorEnv(VectorFamily):
             The first observations (N, O), and an empty dictionary.
 
         Raises:
-            ValueError: If the tasks have the wrong shape or are not valid, or if there are not N seeds.
+            ValueError: If the tasks have the wrong shape or are not valid, if there are not N seeds, or if there
+                are other options.
+            BrokenEnvironmentError: If a function of the family returns another shape than it must.
         """
+        if unknown := sorted((options or {}).keys() - {"task"}):
+            raise ValueError(f"{self.name}: reset has no option {unknown[0]!r}; its only option is 'task'.")
         tasks = self.checked_tasks(options["task"], self.num_envs) if options and "task" in options else self.tasks
         if seed is not None or self._seeds is None:
             self._seeds = self._checked_seeds(seed)
@@ -111,7 +116,23 @@ class TaskVectorEnv(VectorFamily):
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._any_ended = False
         self._state = self._first_states(np.arange(self.num_envs))
-        return self.observation(self._state, self.tasks), {}
+        return self._observed(), {}
+
+    def _observed(self) -> Array:
+        """The observations in the current states, (N, O)."""
+        return self._of_shape(
+            "observation", self.observation(self._state, self.tasks), self.observation_space.shape
+        )
+
+    def _of_shape(self, function: str, result: Array, shape: tuple[int, ...] | None) -> Array:
+        """Checks what a function of the family returns. Errors far from it would not name it."""
+        if getattr(result, "shape", None) == shape:
+            return result
+        found = f"an array of shape {result.shape}" if isinstance(result, np.ndarray) else repr(result)
+        raise BrokenEnvironmentError(
+            f"{self.name}: {function} returned {found}, but must return an array of shape {shape}, with one row "
+            "per environment; fix the family."
+        )
 
     def _first_states(self, indices: Array) -> Array:
         """Starts the noise of a new episode in the given environments. Returns their x_1, (n, ...)."""
@@ -124,7 +145,9 @@ class TaskVectorEnv(VectorFamily):
                 self._streams[i] = np.random.Generator(np.random.Philox(key=key))
                 noise[row] = self._streams[i].random(self.initial_noise)
         self._episodes[indices] += 1
-        return self.initial_state(self.tasks[indices], noise)
+        first = self.initial_state(self.tasks[indices], noise)
+        shape = np.shape(first)[1:] if len(indices) == self.num_envs else self._state.shape[1:]
+        return np.array(self._of_shape("initial_state", first, (len(indices), *shape)))
 
     def _step_noise(self) -> Floats:
         """Returns the next noise of every environment, (N, step_noise), from blocks (N, rows, step_noise)."""
@@ -169,21 +192,25 @@ class TaskVectorEnv(VectorFamily):
         self._ended = terminated | truncated | (rests & ended)
         self._any_ended = bool(self._ended.any())
         info = {"failed": failed} if failed.any() else {}
-        return self.observation(self._state, self.tasks), rewards, terminated, truncated, info
+        return self._observed(), rewards, terminated, truncated, info
 
     def _advance(self, rows: Any, actions: Array, noise: Floats) -> tuple[Floats, Bools, Bools]:
         """Moves some environments on. Returns their rewards, whether they terminated, and whether they broke."""
         state, tasks = self._state[rows], self.tasks[rows]
-        next_state = self.transition(state, actions, tasks, noise)
-        failed = self.broken(next_state, tasks)
+        state.flags.writeable = tasks.flags.writeable = False  # of these arrays, which are views or copies
+        next_state = self._of_shape("transition", self.transition(state, actions, tasks, noise), state.shape)
+        if not next_state.flags.writeable:  # the same state
+            next_state = next_state.copy()
+        num_envs = len(state)
+        failed = self._of_shape("broken", self.broken(next_state, tasks), (num_envs,))
         any_failed = bool(failed.any())
         if any_failed:
             next_state[failed] = state[failed]
-        rewards = self.reward(state, actions, next_state, tasks, noise)
-        terminated = self.terminated(next_state, tasks)
+        rewards = self._of_shape("reward", self.reward(state, actions, next_state, tasks, noise), (num_envs,))
+        terminated = self._of_shape("terminated", self.terminated(next_state, tasks), (num_envs,))
         if any_failed:
             rewards[failed], terminated[failed] = 0.0, False
-        if len(next_state) == self.num_envs:
+        if num_envs == self.num_envs:
             self._state = next_state
         else:
             self._state[rows] = next_state
@@ -235,6 +262,11 @@ class TaskEnv(gymnasium.Env[Any, Any]):
         """Starts a new episode. The options {"task": task} set the task, (D,)."""
         super().reset(seed=seed)
         if options and "task" in options:
+            if np.shape(options["task"]) != (shape := self.task_space.shape or ()):
+                raise ValueError(
+                    f"{self._env.name}: options['task'] has shape {np.shape(options['task'])}, but must have "
+                    f"shape {shape}; the task space is {in_words(self.task_space)}."
+                )
             options = {**options, "task": [options["task"]]}
         observations, info = self._env.reset(seed=seed, options=options)
         return observations[0], info

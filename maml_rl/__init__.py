@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .process import tune_process as tune_process
     from .runs.evaluation import evaluate as evaluate
     from .runs.evaluation import evaluate_policy as evaluate_policy
+    from .runs.tensorboard import read_history as read_history
     from .training import Trained as Trained
     from .training import train as train
 
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "evaluate_policy",
     "load",
+    "read_history",
     "train",
     "tune_process",
 ]
@@ -42,6 +44,7 @@ _MODULES = {
     "evaluate": "runs.evaluation",
     "evaluate_policy": "runs.evaluation",
     "load": "meta_policy",
+    "read_history": "runs.tensorboard",
     "train": "training",
     "tune_process": "process",
 }

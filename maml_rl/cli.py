@@ -79,7 +79,6 @@ def _sweep(experiment: str | None, seeds: int, jobs: int | None, run_dir: Path, 
     tune_process()
     add_working_folder()
     from .envs import num_cores
-    from .sampling.families import import_family
     from .sweep import planned, run_all
 
     if jobs is not None and jobs < 1:
@@ -93,7 +92,6 @@ def _sweep(experiment: str | None, seeds: int, jobs: int | None, run_dir: Path, 
         print("\nThe runs have written their checkpoints; the same command continues them.", file=sys.stderr)
         raise
     if finished := tuple(plan.config.run_dir for plan in plans if plan not in failed):
-        import_family(plans[0].config.env_id)  # it may register the method
         compare(finished, picture=run_dir / "comparison.png")
     if failed:
         logs = ", ".join(str(plan.log) for plan in failed)

@@ -178,8 +178,14 @@ class AdaptedPolicy:
 
         Returns:
             The action for `env.step`. For a vector environment, the actions of all N.
+
+        Raises:
+            UserError: If the observation does not fit the observation space, or if it is not finite in a single
+                environment.
         """
         seen = encode(self._env.single_observation_space, self._env.as_rows(observation))
+        if not self._env.batched and not torch.isfinite(seen).all():
+            raise UserError(f"The observation {observation!r} is not finite, or not in its space; correct it.")
         self._remember(reward, ended)
         with torch.no_grad():
             _, distribution = self._actor.act(seen.unsqueeze(0))
@@ -244,10 +250,16 @@ class _GivenEnv(VectorFamily):
             if ours != wanted:
                 what = name.removeprefix("single_").replace("_", " ")
                 raise UserError(f"The environment's {what} is {ours}, but the run was trained with {wanted}.")
+        inside = env.unwrapped
+        if isinstance(inside, VectorFamily) and (inside.tasks != inside.tasks[0]).any():
+            raise UserError(
+                "The environments have different tasks, but a policy adapts to one; set the same task in each, as "
+                "in env.reset(options={'task': [task] * num_envs})."
+            )
         super().__init__(num_envs, family.max_episode_steps)
         self.autoreset = env.metadata.get("autoreset_mode") if self.batched else None
         # Families of this package rest until they are reset as a whole.
-        rests = isinstance(env.unwrapped, VectorFamily)
+        rests = isinstance(inside, VectorFamily)
         self._reset_by_hand = self.autoreset == AutoresetMode.DISABLED and not rests
         self._ended, self._steps = np.zeros(num_envs, bool), 0
 
@@ -279,10 +291,29 @@ class _GivenEnv(VectorFamily):
         return self.as_rows(observations), rewards, terminated, truncated, known
 
     def as_rows(self, observations: Any) -> Array:
-        """Copies observations as numbers, (N, ...), flattened if the family's were."""
-        if not self.flattens:
-            rows = np.array(observations)  # environments may reuse their arrays
-            return rows if self.batched else rows[None]
-        batched = batch_space(self.raw_space, self.num_envs)
-        several = iterate(batched, observations) if self.batched else [observations]
-        return np.stack([np.array(spaces.flatten(self.raw_space, one)) for one in several])
+        """Copies observations as numbers, (N, ...), flattened if the family's were.
+
+        Raises:
+            UserError: If they do not have the form of the observation space.
+        """
+        try:
+            if self.flattens:
+                batched = batch_space(self.raw_space, self.num_envs)
+                several = iterate(batched, observations) if self.batched else [observations]
+                rows = np.stack([np.array(spaces.flatten(self.raw_space, one)) for one in several])
+            else:
+                rows = np.array(observations)  # environments may reuse their arrays
+                rows = rows if self.batched else rows[None]
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(
+                f"An observation is {observations!r}, which is not in {self.raw_space} ({error}); pass what the "
+                "environment returned."
+            ) from error
+        expected = (self.num_envs, *(self.single_observation_space.shape or ()))
+        if rows.shape != expected:
+            number = f" for each of {self.num_envs} environments" * self.batched
+            raise UserError(
+                f"An observation has shape {rows.shape[not self.batched :]}, but must be in {self.raw_space}"
+                f"{number}; pass what the environment returned."
+            )
+        return rows

@@ -5,11 +5,13 @@ To add a method, write a class with this protocol and register it: `METHODS["min
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from types import NoneType
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from .config import Config
 from .envs import SupervisedFamily, VectorFamily
@@ -18,6 +20,7 @@ from .maml.method import MAML
 from .rl2 import RL2
 from .sampling.actors import Actor
 from .sampling.examples import learns_from_examples
+from .sampling.families import registered_id
 from .sampling.rollouts import Rollouts
 from .sampling.spaces import Array
 
@@ -119,8 +122,9 @@ def method_of(config: Config) -> Method:
     name = config.chosen_method
     if name not in METHODS:
         raise UserError(
-            f"method is {name!r}, but must be one of {', '.join(METHODS)}; import the module that registers a "
-            "method of your own first, or pass --trust to a command that reads runs."
+            f"method is {name!r}, but must be one of {', '.join(METHODS)}; first import the module that registers "
+            "a method of your own. Commands import it if the env_id of the run names it, as in "
+            f"my_module:{registered_id(config.env_id)}; those that read runs need --trust too."
         )
     if config.rl2_episodes and name != "rl2":
         raise UserError(
@@ -131,6 +135,42 @@ def method_of(config: Config) -> Method:
     if method.name == "random":
         raise UserError("A method cannot have the name 'random', which is the untrained policy's; choose another.")
     return method
+
+
+def require_update(name: str, before: Tensor, theta: Any, optimiser_state: Any, figures: Any) -> None:
+    """Refuses results of `Method.update` that could not be used, saved or read again.
+
+    Args:
+        name: The name of the method.
+        before: θ before the update, (P,).
+        theta: What should be the next θ.
+        optimiser_state: What should be the next state.
+        figures: What should be numbers for the log, by name.
+
+    Raises:
+        UserError: The message says what is wrong.
+    """
+    wrong = f"The method {name!r} returned from update"
+    if not (isinstance(theta, Tensor) and (theta.shape, theta.dtype) == (before.shape, before.dtype)):
+        found = (
+            f"a {theta.dtype} tensor of shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else repr(theta)
+        )
+        raise UserError(
+            f"{wrong} {found} as θ, but must return a {before.dtype} tensor of shape {tuple(before.shape)}."
+        )
+    if type(optimiser_state) is not dict:
+        raise UserError(f"{wrong} {optimiser_state!r} as its state, but must return a dictionary.")
+    for path, leaf in tree_leaves_with_path(optimiser_state):
+        # A checkpoint with anything else could not be read without running code.
+        if not isinstance(leaf, Tensor) and type(leaf) not in (bool, int, float, str, NoneType):
+            raise UserError(
+                f"{wrong} a {type(leaf).__module__}.{type(leaf).__qualname__} at {keystr(path)} of its state, but "
+                "must return numbers of Python, strings and tensors in lists and dictionaries; convert it, for "
+                "example with float()."
+            )
+    for figure, value in figures.items():
+        if np.ndim(value):
+            raise UserError(f"{wrong} the figure {figure!r} of shape {np.shape(value)}, but must return a number.")
 
 
 def adapts_to_examples(env: VectorFamily, method: Method) -> TypeGuard[SupervisedFamily]:

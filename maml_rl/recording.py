@@ -18,18 +18,19 @@ from . import ranks
 from .config import Config
 from .envs import VectorFamily
 from .errors import UserError
-from .methods import Method
+from .methods import Method, require_update
 from .policies import load
 from .runs.checkpoint import State, save_checkpoint
 from .runs.evaluation import adaptation_curves, curve, held_out
-from .runs.folder import new_policy, open_folder
+from .runs.folder import new_policy, open_folder, save_config
 from .runs.tensorboard import Events, History
 from .sampling.collect import require_simulations
 from .sampling.families import make_env
 from .sampling.normalisation import as_returned
 from .sampling.rollouts import Rollouts
 
-# Called after each iteration with the environment steps so far and the values that it logged, by tag.
+# Called after each iteration with the environment steps so far and the values that it logged, by tag. False ends
+# the run.
 Callback = Callable[[int, dict[str, float]], object]
 
 
@@ -84,6 +85,11 @@ def open_run(
             except UserError as second:
                 error.add_note(str(second))
             raise
+        if run.state.iteration < config.iterations:  # a callback has stopped it
+            config = dataclasses.replace(config, iterations=run.state.iteration)
+            run.checkpoint(run.state)
+            if not ranks.rank():
+                save_config(config)
         if not config.iterations:
             run.checkpoint(run.state)
     load(policy, run.state.theta)
@@ -124,7 +130,7 @@ class Run:
         learner: A copy of the policy on the learner's device.
         state: The state after the last complete iteration.
         history: All scalars logged since the run was opened. A tag maps to a list of (environment steps, value).
-        last_curve: The adaptation curve from the latest evaluation, or None before the first one.
+        last_curve: The adaptation curve of the current state, or None if it was not evaluated.
         untrained_curve: That of the untrained policy, or None if it was not evaluated since the run was opened.
     """
 
@@ -176,7 +182,7 @@ class Run:
         theta: Tensor,
         optimiser_state: dict[str, Any],
         figures: dict[str, float],
-    ) -> None:
+    ) -> bool:
         """Logs an iteration. Evaluates and saves if the options ask for it in this iteration.
 
         Args:
@@ -184,10 +190,14 @@ class Run:
             optimiser_state: The optimiser's state after the iteration.
             figures: Numbers that the update returned for the log.
 
+        Returns:
+            Whether to go on. If not, a callback has returned False.
+
         Raises:
-            UserError: If θ is not finite.
+            UserError: If θ is not finite, or if a result of the update cannot be used.
         """
         updated = time.perf_counter()
+        require_update(self._method.name, self.theta, theta, optimiser_state, figures)
         theta, optimiser_state = tree_map_only(Tensor, Tensor.cpu, (theta, optimiser_state))
         config, before = self._config, self.state
         if not torch.isfinite(theta).all():
@@ -213,6 +223,7 @@ class Run:
                 self._progress.write(f"{count} simulations broke down and were ended", sys.stderr)
         self._progress.set_postfix_str(f"return {returns[0]:.2f} → {returns[-1]:.2f}")
         self._progress.update()
+        self.last_curve = None
         last = after.iteration == config.iterations
         if last or (config.eval_every and after.iteration % config.eval_every == 0):
             scalars |= self._evaluate(after)
@@ -220,9 +231,9 @@ class Run:
         self.state = after
         if last or after.iteration % config.checkpoint_every == 0:
             self.checkpoint(after)
-        for callback in self._callbacks:
-            callback(after.env_steps, scalars)
+        stops = [callback(after.env_steps, scalars) is False for callback in self._callbacks]
         self._started = time.perf_counter()
+        return not ranks.total(torch.tensor(sum(stops)))  # ranks stop together
 
     def checkpoint(self, state: State) -> None:
         """Saves a state. Events are written first, so that a checkpoint is never ahead of the curves."""

@@ -14,9 +14,11 @@ from tqdm import tqdm
 from .config import Config
 from .envs import num_cores
 from .errors import UserError
+from .methods import method_of
 from .runs.evaluation import held_out_seed
 from .runs.files import make_folder
 from .runs.folder import load_config
+from .sampling.families import import_family
 
 # What the runs of one comparison must have in common.
 _ALIKE = ("env_id", "horizon", "env_kwargs", "eval_num_tasks", "eval_num_rollouts")
@@ -110,6 +112,9 @@ def planned(
             folder = root / name / f"seed{seed}"
             words = [*combination, "--run-dir", str(folder), "--seed", str(seed), "--resume"]
             plans.append(Planned(options(words), [*program, *words]))
+    import_family(plans[0].config.env_id)  # it may register the method
+    for plan in plans:
+        method_of(plan.config)  # before any run starts
     first, trained = plans[0].config, [(plan.config.options("method"), plan.config.seed) for plan in plans]
     if any(one in trained[:i] for i, one in enumerate(trained)):
         raise UserError("Some runs differ only in options that change no result; give these options one value.")

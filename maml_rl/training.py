@@ -40,7 +40,8 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
         policy: Your own module instead of a ready-made one. It maps flattened observations (N, O) to one of the
             distributions of `maml_rl.policies`. It is copied. Its parameters are the untrained θ.
         callbacks: Functions that are called after each iteration with the environment steps so far and all scalars
-            of the iteration, by tag.
+            of the iteration, by tag. If one returns False, this iteration is the last one: the run is evaluated
+            and saved as one of so many iterations.
 
     Returns:
         The policy and the history.
@@ -61,5 +62,6 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
             run.collected(batches)
             theta, optimiser_state, figures = method.update(run.learner, theta, optimiser_state, batches)
             theta = with_observations(run.learner, theta, batches)
-            run.record(theta, optimiser_state, figures)
+            if not run.record(theta, optimiser_state, figures):
+                break
     return Trained(run.policy, run.history)

@@ -23,7 +23,7 @@ from maml_rl.policies.ready_made import make_policy
 from maml_rl.results.comparison import kind_of_tasks, load_runs
 from maml_rl.runs.evaluation import curve, held_out, mean_and_interval
 from maml_rl.runs.files import write_json
-from maml_rl.runs.folder import new_policy, save_config
+from maml_rl.runs.folder import load_config, new_policy, save_config
 from maml_rl.sampling.actors import TaskPolicies
 from maml_rl.sampling.collect import collect_phase
 
@@ -74,6 +74,26 @@ def test_the_history_is_what_tensorboard_got_and_callbacks_see_it(tmp_path):
             assert (step, value) in history[tag]
     resumed = maml_rl.train(dataclasses.replace(config, iterations=4, resume=True))
     assert len(resumed.history["train/return_step_0"]) == 1
+
+
+@pytest.mark.parametrize("eval_every", [0, 2])
+def test_a_callback_ends_a_run_as_one_of_so_many_iterations(eval_every, tmp_path):
+    whole = Config(run_dir=tmp_path / "whole", **SMALL | {"iterations": 3, "eval_every": eval_every})
+    ended = dataclasses.replace(whole, run_dir=tmp_path / "ended", iterations=9, checkpoint_every=9)
+    expected, seen = maml_rl.train(whole), []
+    found = maml_rl.train(ended, callbacks=[lambda *_: seen.append(None), lambda *_: len(seen) < 3])
+    assert len(seen) == 3
+    assert torch.equal(flatten(found.policy), flatten(expected.policy))
+    ours, theirs = (json.loads((config.run_dir / "evaluation.json").read_text()) for config in (ended, whole))
+    assert ours == theirs
+    assert load_config(ended.run_dir) == dataclasses.replace(ended, iterations=3)
+    load_runs([str(ended.run_dir)])
+    maml_rl.train(dataclasses.replace(ended, iterations=4, resume=True))
+    history = maml_rl.read_history(str(ended.run_dir))
+    assert len(history["train/return_step_0"]) == 4
+    assert history["train/return_step_1"][:3] == [
+        (step, pytest.approx(value)) for step, value in found.history["train/return_step_1"]
+    ]
 
 
 def test_a_callback_that_fails_loses_nothing(tmp_path):

@@ -432,6 +432,22 @@ def test_what_cannot_be_trained_is_refused(policy, sentence, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Branches(MLP):
+    def forward(self, observations):
+        return super().forward(observations if observations.sum() > 0 else -observations)
+
+
+class Dropped(MLP):
+    def forward(self, observations):
+        return super().forward(torch.nn.functional.dropout(observations))
+
+
+@pytest.mark.parametrize("own", [Branches, Dropped])
+def test_a_module_that_does_not_run_under_vmap_is_one_sentence(own, tmp_path):
+    with pytest.raises(UserError, match="does not run under torch.func.vmap, .* Remove dropout"):
+        maml_rl.train(Config(run_dir=tmp_path / "run"), policy=own(2, (8,), GaussianHead(8, 2, 1.0)))
+
+
 def test_inputs_of_another_shape_are_named(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         maml_rl.train(Config(run_dir=tmp_path / "run"), policy=MLP(3, (8,), GaussianHead(8, 2, 1.0)))

@@ -9,7 +9,7 @@ import pytest
 from conftest import FAMILIES, QUICK_FAMILIES
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from maml_rl.envs import TaskEnv, TaskVectorEnv, check_family, families, make_vec
+from maml_rl.envs import BrokenEnvironmentError, TaskEnv, TaskVectorEnv, check_family, families, make_vec
 from maml_rl.envs.navigation import Navigation2DVectorEnv
 
 
@@ -108,6 +108,12 @@ def test_constructor_refuses():
             gymnasium.make_vec("maml_rl/Navigation2D-v0", **{"num_envs": 1, **wrong})
     with pytest.raises(ValueError, match="must be NEXT_STEP or DISABLED"):
         make_vec("maml_rl/Navigation2D-v0", 1, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+@pytest.mark.parametrize("all_tasks", [lambda self: np.zeros((2, 2)), np.zeros(2), 3.0])
+def test_all_tasks_is_an_array(all_tasks):
+    with pytest.raises(ValueError, match="all_tasks is .*, but must be an array of tasks"):
+        type("Own", (Navigation2DVectorEnv,), {"all_tasks": all_tasks})(2)
 
 
 @pytest.mark.filterwarnings("ignore:.*Box (observation|action) space.*:UserWarning")
@@ -226,10 +232,73 @@ def test_tasks_that_are_not_listed_are_refused():
     env.reset(options={"task": env.all_tasks})
     with pytest.raises(
         ValueError,
-        match=r"FewGoalsVectorEnv: options\['task'\]: the task \[0.5 0. \] does not exist; choose one of",
+        match=r"FewGoalsVectorEnv: options\['task'\]: the task \[0.5 0. \] is not in all_tasks; choose one of",
     ):
         env.reset(options={"task": [[0.5, 0.5], [0.5, 0.0], [0.25, 0.0]]})
     np.testing.assert_array_equal(env.tasks, env.all_tasks)
+
+
+@pytest.mark.parametrize(
+    ("function", "result", "sentence"),
+    [
+        (
+            "initial_state",
+            lambda x: x[0],
+            r"initial_state returned an array of shape \(2,\), but must return .* \(3, 2\)",
+        ),
+        (
+            "transition",
+            lambda x: x[:, :1],
+            r"transition returned an array of shape \(3, 1\), but must .* \(3, 2\)",
+        ),
+        ("reward", lambda x: x[:, None], r"reward returned an array of shape \(3, 1\), but must return .* \(3,\)"),
+        (
+            "reward",
+            lambda x: x.sum(),
+            r"reward returned np.float64\(.*\), but must return an array of shape \(3,\)",
+        ),
+        ("terminated", lambda x: None, r"terminated returned None, but must return an array of shape \(3,\)"),
+        ("observation", lambda x: x[:, :1], r"observation returned an array of shape \(3, 1\), but .* \(3, 2\)"),
+    ],
+)
+def test_a_function_of_a_family_that_returns_another_shape_is_named(function, result, sentence, monkeypatch):
+    before = getattr(Navigation2DVectorEnv, function)
+    monkeypatch.setattr(Navigation2DVectorEnv, function, lambda *arguments: result(before(*arguments)))
+    env = gymnasium.make_vec("maml_rl/Navigation2D-v0", num_envs=3)
+
+    def begin():
+        env.reset(seed=0)
+        env.step(np.zeros((3, 2)))
+
+    with pytest.raises(BrokenEnvironmentError, match=sentence):
+        begin()
+
+
+def test_a_transition_cannot_change_the_state_in_place(monkeypatch):
+    """The reward would compare the next state with itself."""
+
+    def transition(self, state, action, task, noise):
+        state += action
+        return state
+
+    monkeypatch.setattr(Navigation2DVectorEnv, "transition", transition)
+    env = gymnasium.make_vec("maml_rl/Navigation2D-v0", num_envs=3)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="read-only"):
+        env.step(np.zeros((3, 2)))
+    monkeypatch.setattr(Navigation2DVectorEnv, "transition", lambda self, state, *_: state)
+    monkeypatch.setattr(Navigation2DVectorEnv, "max_episode_steps", 1)
+    for _ in range(3):  # which may return the state itself, and reset it
+        env.step(np.zeros((3, 2)))
+
+
+def test_a_misspelt_option_of_reset_is_refused():
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    with pytest.raises(ValueError, match="reset has no option 'tasks'; its only option is 'task'"):
+        env.reset(options={"tasks": [0.1, 0.1]})
+    for wrong in ([0.3], [[0.3, 0.3]]):
+        with pytest.raises(ValueError, match=r"has shape \(.*\), but must have shape \(2,\)"):
+            env.reset(options={"task": wrong})
 
 
 class ListedVectorEnv(Navigation2DVectorEnv):

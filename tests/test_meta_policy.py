@@ -242,6 +242,33 @@ def test_the_number_of_rollouts_is_rounded_up_to_whole_rounds():
         meta.adapt(env, num_rollouts=7)
 
 
+def test_one_policy_is_not_adapted_to_several_tasks():
+    env = gymnasium.make_vec("maml_rl/Navigation2D-v0", 2)
+    env.reset(options={"task": [[0.5, 0.5], [0.5, 0.0]]})
+    with pytest.raises(UserError, match="The environments have different tasks, but a policy adapts to one"):
+        untrained("maml_rl/Navigation2D-v0").adapt(env)
+    env.reset(options={"task": [[0.5, 0.5], [0.5, 0.5]]})
+    untrained("maml_rl/Navigation2D-v0").adapt(env)
+
+
+def test_an_observation_that_is_none_is_refused():
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    adapted = untrained("maml_rl/Navigation2D-v0").adapt(env, num_rollouts=1)
+    for wrong in (np.zeros(1), np.zeros((1, 2)), 0.0):
+        with pytest.raises(UserError, match=r"An observation has shape \(.*\), but must be in Box\(.*\)"):
+            adapted(wrong)
+    with pytest.raises(UserError, match="is not finite"):
+        adapted(np.array([0.0, np.nan]))
+    several = untrained("maml_rl/Navigation2D-v0").adapt(gymnasium.make_vec("maml_rl/Navigation2D-v0", 4))
+    with pytest.raises(UserError, match=r"shape \(2, 2\), but must be in Box\(.*\) for each of 4 environments"):
+        several(np.zeros((2, 2)))
+    mixed = MetaPolicy(dataclasses.replace(config_of("unused"), num_workers=0), Own())
+    adapted = mixed.adapt(gymnasium.make("tests/Mixed-v0", disable_env_checker=True), num_rollouts=1)
+    for wrong in ({}, np.zeros(3), None):
+        with pytest.raises(UserError, match="An observation is .*, which is not in "):
+            adapted(wrong)
+
+
 def test_a_dictionary_is_flattened_in_vectors_too():
     meta = MetaPolicy(dataclasses.replace(config_of("unused"), num_workers=0), Own())
     env = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("tests/Mixed-v0", disable_env_checker=True)] * 2)

@@ -11,7 +11,8 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import maml_rl
-from maml_rl import Config
+from maml_rl import Config, UserError, methods
+from maml_rl.maml.method import MAML
 from maml_rl.methods import curve_name, method_of
 from maml_rl.policies import flatten
 from maml_rl.runs.checkpoint import load_checkpoint
@@ -85,6 +86,43 @@ def test_what_the_optimiser_remembers_is_resumed(method, tmp_path):
     assert torch.equal(flatten(resumed), flatten(whole))
     one, other = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("whole", "parts"))
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda theta, state, figures: (theta.double(), state, figures),
+            "a torch.float64 tensor of shape .* as θ",
+        ),
+        (
+            lambda theta, state, figures: (theta[1:], state, figures),
+            "as θ, but must return a torch.float32 tensor",
+        ),
+        (lambda theta, state, figures: (None, state, figures), "None as θ"),
+        (lambda theta, state, figures: (theta, None, figures), "None as its state, but must return a dictionary"),
+        (
+            lambda theta, state, figures: (theta, {"best": [np.float64(1)]}, figures),
+            r"numpy.float64 at \['best'\]",
+        ),
+        (lambda theta, state, figures: (theta, {"best": np.ones(2)}, figures), r"numpy.ndarray at \['best'\]"),
+        (lambda theta, state, figures: (theta, state, {"x": np.ones(2)}), r"the figure 'x' of shape \(2,\)"),
+    ],
+)
+def test_results_that_cannot_be_used_or_saved_are_refused(change, sentence, tmp_path, monkeypatch):
+    """A checkpoint with NumPy's numbers could not be read again, because reading it would run code."""
+
+    class Own(MAML):
+        name = label = "own"
+
+        def update(self, *arguments):
+            return change(*super().update(*arguments))
+
+    monkeypatch.setitem(methods.METHODS, "own", Own)
+    config = tiny(tmp_path / "run", env_id="maml_rl/Navigation2D-v0", method="own")
+    with pytest.raises(UserError, match=f"The method 'own' returned from update .*{sentence}"):
+        maml_rl.train(config)
+    assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
 def test_the_oracle_sees_the_task(tmp_path):

@@ -31,6 +31,13 @@ def test_every_combination_has_a_name_and_a_command_line():
     assert found == [(lr, seed, f"sweep/inner-lr={lr}/seed{seed}.log") for lr in (0.1, 0.5) for seed in (1, 2)]
 
 
+def test_a_combination_that_makes_no_sense_is_refused_before_any_run(command, tmp_path):
+    result = command("sweep", "--run-dir", "sweep", *SMALL, "--outer", "trpo", "adam", "--outer-lr", "0.1")
+    assert result.returncode == 2
+    assert "outer_lr is 0.1, but is only used with outer ppo, adam or reptile" in result.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_runs_are_trained_once_and_compared(command, tmp_path):
     words = ("sweep", "--run-dir", "sweep", "--seeds", "1", *SMALL, "--inner-lr", "0.1", "0.5")
     result = command(*words)

@@ -1,16 +1,20 @@
 """MAML and its relatives as a method."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.func import vmap
 
 from ..config import Config
 from ..envs import SupervisedFamily, VectorFamily, in_words
 from ..errors import UserError
+from ..policies import act, flatten
+from ..policies.batched import as_made
 from ..policies.ready_made import make_policy, require_fit
 from ..sampling.actors import TaskPolicies
 from ..sampling.collect import collect_phase
@@ -84,6 +88,8 @@ class MAML:
             error.add_note(f"The policy gets float32 inputs of shape (N, {input_size}).")
             raise
         require_fit(result, env.single_action_space)
+        if not as_made(policy):
+            _require_vmap(policy, input_size)
         prepare(policy, self.config, input_size, result[0][0].numel())
 
     def _task_size(self, env: VectorFamily) -> int:
@@ -149,6 +155,20 @@ class MAML:
             thetas = self._inner_step(policy, thetas, support, lr_factor)
         _require_finite(thetas, None)
         return TaskPolicies(policy, thetas)
+
+
+def _require_vmap(policy: nn.Module, input_size: int) -> None:
+    """Refuses a module that cannot be applied to several tasks at once, whose errors would be torch's own."""
+    thetas, inputs = flatten(policy).expand(2, -1), torch.zeros(2, 2, input_size)
+    try:
+        with torch.no_grad():
+            vmap(partial(act, policy))(thetas, inputs)
+    except RuntimeError as error:
+        raise UserError(
+            "The policy given does not run under torch.func.vmap, which applies it to several tasks at once "
+            f"({str(error).strip().splitlines()[0]}). Remove dropout, running statistics of BatchNorm, and "
+            "branches that depend on data."
+        ) from error
 
 
 def _require_finite(thetas: Tensor, tasks: Array | None) -> None:

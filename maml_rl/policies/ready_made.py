@@ -120,8 +120,8 @@ def require_fit(result: object, action_space: spaces.Space[Any]) -> None:
     """
     if not isinstance(result, Distribution):
         raise UserError(
-            f"The policy given returns a {type(result).__qualname__}, but must return one of "
-            "maml_rl.policies: Normal, Categorical or MultiCategorical."
+            f"The policy given returns a {type(result).__module__}.{type(result).__qualname__}, but must return a "
+            "Normal, Categorical or MultiCategorical of maml_rl.policies."
         )
     wanted: tuple[type, tuple[int, ...]]
     if isinstance(action_space, spaces.Discrete):

@@ -1,6 +1,7 @@
 """Compares runs of several methods and seeds in one table and one picture."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,14 +59,14 @@ def family_name(config: Config) -> str:
     return registered_id(config.env_id) + (f" ({', '.join(words)})" if words else "")
 
 
-def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads config.json and evaluation.json of runs.
+def load_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Reads config.json and evaluation.json of runs, given their folders.
 
     Raises:
         UserError: If a file is missing, or the runs cannot be compared.
     """
     runs = []
-    for folder in folders:
+    for folder in map(Path, folders):
         path = folder / "evaluation.json"
         config = load_config(folder)
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -115,8 +116,15 @@ def _add_options(writer: SummaryWriter, config: Config) -> None:
         writer._get_file_writer().add_summary(summary, 0)
 
 
-def read_history(folder: Path) -> History:
-    """Reads all scalars of a run from its events."""
+def read_history(folder: str | os.PathLike[str]) -> History:
+    """Reads all scalars of a run from its TensorBoard events, whichever calls of `train` wrote them.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        A list of (environment steps, value) for each tag. It is empty if the folder has no events.
+    """
     # Imported here, because training does not read events.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -252,6 +252,12 @@ def _require_finite(env: VectorFamily, tasks: Array, rollouts: Rollouts) -> None
     if bad:
         step, name, task = min(bad)  # the earliest one is the cause
         family = env.spec.id if env.spec else env.name
+        before = step + (name == "reward")  # an observation comes before its action
+        if not torch.isfinite(rollouts.actions[task, :, :before]).all():
+            raise UserError(
+                f"{family}: an action of the policy on task {in_words(tasks[task])} is not finite; correct the "
+                "policy, or lower its step sizes."
+            )
         outside = ", or outside its space" if isinstance(env.single_observation_space, spaces.Discrete) else ""
         raise UserError(
             f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite{outside}; fix "

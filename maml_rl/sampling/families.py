@@ -32,7 +32,10 @@ def import_family(env_id: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f"Cannot make the task family {env_id!r} ({_reason(error)}); {_WHERE}.") from error
+            raise UserError(
+                f"Cannot import the module {module!r} of the task family {env_id!r}: {_reason(error)}. Give the "
+                "name of a module that Python finds, and install what it imports."
+            ) from error
 
 
 def registered_id(env_id: str) -> str:
@@ -78,6 +81,11 @@ def make_env(config: Config, num_envs: int, render_mode: str | None = None) -> V
     except SystemExit as error:
         raise UserError(f"The task family {config.env_id!r} called sys.exit while it was made; fix it.") from error
     except (NotImplementedError, TypeError, ValueError) as error:
+        if render_mode is not None and not is_native(config.env_id) and "argument" in str(error):
+            raise UserError(
+                f"{config.env_id!r} cannot make pictures ({_reason(error)}); accept render_mode in its "
+                "constructor, and return a picture, (height, width, 3) uint8, from render."
+            ) from error
         given = f" with env_kwargs {config.env_kwargs}" if config.env_kwargs else ""
         advice = "; give the arguments that it takes" if config.env_kwargs else ""
         raise UserError(
