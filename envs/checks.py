@@ -33,15 +33,15 @@ def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
     module, _, env_id = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
-    single = gymnasium.make(env_id)
-    # Rendering an adapted environment may need another package.
-    check_env(single.unwrapped, skip_render_check=not isinstance(single.unwrapped, TaskEnv))
-    single.close()
     # A short horizon, so that auto-resets happen within the compared steps.
     env = make_vec(env_id, num_envs, max(2, num_steps // 3))
     try:
         _check_tasks(env_id, env)
         _check_steps(env_id, env, num_steps)
+        single = gymnasium.make(env_id)
+        # Rendering an adapted environment may need another package.
+        check_env(single.unwrapped, skip_render_check=not isinstance(single.unwrapped, TaskEnv))
+        single.close()
         _check_equals_single(env_id, env, num_steps)
         _check_tasks_differ(env_id, env, num_steps)
     finally:

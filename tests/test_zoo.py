@@ -28,7 +28,7 @@ def test_a_policy_is_small_and_reaches_what_its_card_says(name):
     folder = located(zoo.Path("zoo", name))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
     # Of its goals, many are not found.
-    num_tasks = 40 if name == "sparse_navigation_2d" else 6
+    num_tasks = 40 if name == "sparse_navigation_2d" else 4
     result = maml_rl.evaluate(f"zoo/{name}", num_tasks=num_tasks, num_steps=1, seed=5)
     (method,) = set(result["methods"]) - {"random"}
     returns, said = np.array(result["methods"][method]["returns"])[:, 1], card(name)
@@ -50,6 +50,7 @@ def test_a_policy_can_be_loaded_and_listed(command, tmp_path):
 
 def test_a_folder_of_the_user_comes_first(command, tmp_path):
     unknown = command("evaluate", "zoo/nothing")
+    assert "give zoo/navigation_2d." in command("evaluate", "navigation_2d").stderr
     assert "There is no policy zoo/nothing; choose one of zoo/ant_dir, " in unknown.stderr
     (tmp_path / "zoo/navigation_2d").mkdir(parents=True)
     (tmp_path / "zoo/navigation_2d/config.json").write_text(json.dumps({}))

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from .. import __version__
+from .. import __version__, zoo
 from ..config import Config
 from ..envs import VectorFamily
 from ..errors import UserError
@@ -27,7 +27,6 @@ from ..sampling.examples import example_sets
 from ..sampling.families import import_family, is_registered, make_env, require_memory, sample_tasks
 from ..sampling.normalisation import add_statistics
 from ..sampling.streams import stream, torch_generator
-from ..zoo import located
 from .checkpoint import State, load_checkpoint
 from .files import LOCK, locked, make_folder, write_json
 
@@ -145,7 +144,10 @@ def _state(config: Config, policy: nn.Module) -> State:
     if not (folder / "checkpoint.pt").exists():
         return State(flatten(policy), flatten(policy), {}, 0, 0)
     if not config.resume:
-        raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --run-dir.")
+        raise UserError(
+            f"{folder} already holds a run; continue it with --resume (in Python resume=True), or choose another "
+            "--run-dir."
+        )
     before = load_config(folder)
     fixed = {field.name for field in dataclasses.fields(Config) if field.metadata["fixed"]}
     for (name, old), new in zip(before.options().items(), config.options().values(), strict=True):
@@ -191,8 +193,9 @@ def load_config(folder: Path) -> Config:
         lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
         config = Config(**{**options, **lists}, run_dir=folder)
     except OSError as error:
+        wanted = f"zoo/{folder.name}" if folder.name in zoo.names() else "the folder that train wrote"
         raise UserError(
-            f"{folder} holds no run: {path} cannot be read ({error.strerror}); give the folder that train wrote."
+            f"{folder} holds no run: {path} cannot be read ({error.strerror}); give {wanted}."
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(
@@ -235,7 +238,7 @@ def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) ->
     Raises:
         UserError: If the folder holds no run or a damaged one, or if `trust` is needed but not set.
     """
-    folder = located(folder).absolute()  # an environment may change the working folder
+    folder = zoo.located(folder).absolute()  # an environment may change the working folder
     config = load_config(folder)
     if trust:
         import_family(config.env_id)
