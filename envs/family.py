@@ -161,10 +161,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         for task in tasks:
             if not (known == task).reshape(len(known), -1).all(axis=1).any():
                 listed = ", ".join(map(in_words, known[:5])) + ", ..." * (len(known) > 5)
-                return (
-                    f"the task {in_words(task)} is not in all_tasks; choose one of {listed}. To keep tasks for "
-                    "tests only, define sample_tasks and sample_test_tasks, and leave all_tasks out."
-                )
+                return f"the task {in_words(task)} does not exist; choose one of {listed}."
         return None
 
     def shares(self, num_tasks: int) -> list["VectorFamily"]:
