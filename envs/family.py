@@ -92,7 +92,8 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
             )
         if self.all_tasks is not None and np.ndim(self.all_tasks) != 1 + len(space.shape or ()):
             raise ValueError(
-                f"{self.name}: all_tasks is {self.all_tasks!r}, but must be an array of tasks, (n, D)."
+                f"{self.name}: all_tasks has shape {np.shape(self.all_tasks)}, but must be an array of tasks, "
+                "(n, D), and no method."
             )
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode

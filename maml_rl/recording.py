@@ -85,13 +85,7 @@ def open_run(
             except UserError as second:
                 error.add_note(str(second))
             raise
-        if run.state.iteration < config.iterations:  # a callback has stopped it
-            config = dataclasses.replace(config, iterations=run.state.iteration)
-            run.checkpoint(run.state)
-            if not ranks.rank():
-                save_config(config)
-        if not config.iterations:
-            run.checkpoint(run.state)
+        config = run.finished()
     load(policy, run.state.theta)
     curves = adaptation_curves(policy, config, run.state, run.last_curve, run.untrained_curve)
     if not ranks.rank():
@@ -234,6 +228,15 @@ class Run:
         stops = [callback(after.env_steps, scalars) is False for callback in self._callbacks]
         self._started = time.perf_counter()
         return not ranks.total(torch.tensor(sum(stops)))  # ranks stop together
+
+    def finished(self) -> Config:
+        """Saves what is not saved yet. Returns the options: a run that a callback has ended had fewer iterations."""
+        config = dataclasses.replace(self._config, iterations=self.state.iteration)
+        if config != self._config or not config.iterations:
+            self.checkpoint(self.state)
+            if not ranks.rank():
+                save_config(config)
+        return config
 
     def checkpoint(self, state: State) -> None:
         """Saves a state. Events are written first, so that a checkpoint is never ahead of the curves."""
