@@ -230,7 +230,7 @@ class Run:
         return not ranks.total(torch.tensor(sum(stops)))  # ranks stop together
 
     def finished(self) -> Config:
-        """Saves what is not saved yet. Returns the options, with fewer iterations if a callback has ended the run."""
+        """Saves what is not saved yet. Returns the options, with fewer iterations if a callback ended the run."""
         config = dataclasses.replace(self._config, iterations=self.state.iteration)
         if config != self._config or not config.iterations:
             self.checkpoint(self.state)
