@@ -43,7 +43,7 @@ class HalfCheetahVelVectorEnv(_HalfCheetah):
 
     def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
         """Returns minus the difference from the goal speed, minus the control cost, (n,)."""
-        difference: Floats = np.abs(self.displacement(state, next_state)[:, 0] - task[:, 0])
+        difference: Floats = np.abs(self.mean_velocity(state, next_state)[:, 0] - task[:, 0])
         return -difference - 0.05 * _squares(action)
 
 
@@ -66,7 +66,7 @@ class HalfCheetahDirVectorEnv(_TwoDirections, _HalfCheetah):
 
     def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
         """Returns the speed in the task's direction, minus the control cost, (n,)."""
-        speed: Floats = task[:, 0] * self.displacement(state, next_state)[:, 0]
+        speed: Floats = task[:, 0] * self.mean_velocity(state, next_state)[:, 0]
         return speed - 0.05 * _squares(action)
 
 
@@ -106,7 +106,7 @@ class AntVelVectorEnv(_Ant):
 
     def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
         """Returns one minus the difference from the goal speed, plus survival, minus the control cost, (n,)."""
-        difference: Floats = np.abs(self.displacement(state, next_state)[:, 0] - task[:, 0])
+        difference: Floats = np.abs(self.mean_velocity(state, next_state)[:, 0] - task[:, 0])
         return 1.0 - difference + 0.05 - 0.005 * _squares(action)
 
 
@@ -122,7 +122,7 @@ class AntDirVectorEnv(_TwoDirections, _Ant):
 
     def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
         """Returns the speed in the task's direction, plus survival, minus the control cost, (n,)."""
-        speed: Floats = task[:, 0] * self.displacement(state, next_state)[:, 0]
+        speed: Floats = task[:, 0] * self.mean_velocity(state, next_state)[:, 0]
         return speed + 0.05 - 0.005 * _squares(action)
 
 
@@ -179,7 +179,7 @@ class HumanoidDirVectorEnv(MujocoVectorEnv):
 
     def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
         """Returns the speed in the task's direction, plus survival, minus the control cost, (n,)."""
-        velocity = self.displacement(state, next_state)
+        velocity = self.mean_velocity(state, next_state)
         along: Floats = velocity[:, 0] * np.cos(task[:, 0]) + velocity[:, 1] * np.sin(task[:, 0])
         return 1.25 * along + 5.0 * ~self.terminated(next_state, task) - 0.1 * _squares(action)
 
@@ -234,7 +234,7 @@ class _RandomParameters(MujocoVectorEnv):
 
     def reward(self, state: Array, action: Array, next_state: Array, task: Array, noise: Floats) -> Floats:
         """Returns the speed along x, plus 1 while healthy, minus the control cost, (n,)."""
-        speed: Floats = self.displacement(state, next_state)[:, 0]
+        speed: Floats = self.mean_velocity(state, next_state)[:, 0]
         return speed + ~self.terminated(next_state, task) - 1e-3 * _squares(action)
 
 

@@ -127,7 +127,7 @@ class MujocoVectorEnv(TaskVectorEnv):
         start = 1 + self.model.nq
         return state[:, start : start + self.model.nv]
 
-    def displacement(self, state: Array, next_state: Array) -> Array:
+    def mean_velocity(self, state: Array, next_state: Array) -> Array:
         """Returns the change of positions in a step divided by its duration, (n, nq)."""
         velocity: Floats = (self.positions(next_state) - self.positions(state)) / self.dt
         return velocity

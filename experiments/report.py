@@ -39,6 +39,7 @@ from maml_rl.results.comparison import (
     comparison_figure,
     comparison_table,
     family_name,
+    groups,
     label,
     load_runs,
     means_in_columns,
@@ -195,10 +196,10 @@ def means_table(methods: dict[str, Curves]) -> str:
 def how_table(folders: list[Path]) -> str:
     """Markdown: what each method's runs were trained with and what it took, a row for each method."""
     rows = [["method", "options", "iterations", "env steps", "minutes of each seed", "cores", "commit", "command"]]
-    groups: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
+    seeds: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
     for folder, record in records_of(folders).items():
-        groups.setdefault(folder.parent, []).append((folder, record))
-    for folder, group in groups.items():
+        seeds.setdefault(folder.parent, []).append((folder, record))
+    for folder, group in seeds.items():
         family, method = folder.parts[-2:]
         config, records = load_config(group[0][0]), [record for _, record in group]
         device = f" --device {config.device}" * (config.device != Config.device)
@@ -308,11 +309,11 @@ def protocol_table(root: Path = RESULTS) -> str:
 def time_to_score_table() -> str:
     """Markdown: seconds of training until the published return after one step is passed."""
     found = json.loads((RESULTS / "time_to_score.json").read_text())
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    alike: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for one in found["runs"]:
-        groups.setdefault((one["family"], one["method"], one["return"]), []).append(one)
+        alike.setdefault((one["family"], one["method"], one["return"]), []).append(one)
     rows = [["family", "method", "return to pass", "iterations of each seed", "seconds of each seed"]]
-    for (family, method, goal), runs in groups.items():
+    for (family, method, goal), runs in alike.items():
         cells = [", ".join(str(one[key]) if one["passed"] else "not passed" for one in runs) for key in _COUNTED]
         rows.append([family, method.replace("_", " "), f"{goal:.2f}", *cells])
     return as_markdown(rows)
@@ -363,11 +364,13 @@ def tuning_table(family: str) -> str:
 def learning_curves(folders: list[Path]) -> dict[str, list[tuple[Array, Array, Array]]]:
     """Environment steps and returns before and after adaptation in training, of each seed, by method."""
     found: dict[str, list[tuple[Array, Array, Array]]] = {}
-    for folder, record in records_of(folders).items():
-        curves = record["curves"]
-        if names := return_tags(curves):
-            steps, before, after = (np.array(curves[name]) for name in ("env_steps", names[0], names[-1]))
-            found.setdefault(label(load_config(folder)), []).append((steps, before, after))
+    records = records_of(folders)
+    for method, runs in groups(load_runs([*records])).items():
+        for folder, _, _ in runs:
+            curves = records[folder]["curves"]
+            if names := return_tags(curves):
+                steps, before, after = (np.array(curves[name]) for name in ("env_steps", names[0], names[-1]))
+                found.setdefault(method, []).append((steps, before, after))
     return found
 
 

@@ -34,8 +34,8 @@ from maml_rl.envs import num_cores
 from maml_rl import Config, UserError, train
 from maml_rl.cli import run
 from maml_rl.runs.files import write_json
-from maml_rl.runs.folder import load_config
 from maml_rl.runs.tensorboard import read_history, return_tags
+from maml_rl.sweep import is_finished
 
 PLAIN: dict[str, Any] = {"learn_lr": "no", "max_kl": Config.max_kl}
 # What a family's methods have in common is plain MAML. Some scripts train another method by default.
@@ -320,8 +320,7 @@ def main(
         for seed in seeds:
             config = options(family, method, seed, root, device)
             record = config.run_dir / "training.json"
-            if not record.exists() or dataclasses.replace(load_config(config.run_dir), device=device) != config:
-                record.unlink(missing_ok=True)  # only what is finished has one
+            if not (record.exists() and is_finished(config)):
                 train(dataclasses.replace(config, resume=True))
                 write_json(record, training_record(config, trained_by))
 

@@ -26,10 +26,11 @@ def train(config: Annotated[Config, tyro.conf.arg(name="")]) -> None:
     """Meta-trains on a task family, evaluates on held-out tasks, and writes everything into the run folder."""
     tune_process()
     add_working_folder()
-    from .training import train as meta_train  # imported late, because torch takes seconds
+    from .ranks import under_torchrun  # imported late, because torch takes seconds
+    from .training import train as meta_train
 
     run_dir = config.run_dir.absolute()  # an environment may change the working folder
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started, one speaks
+    first = not under_torchrun() or os.environ["RANK"] == "0"  # one of several processes speaks
     try:
         with interrupts():
             meta_train(config, callbacks=[raise_lost_interrupt])
@@ -101,7 +102,7 @@ def _sweep(experiment: str | None, seeds: int, jobs: int | None, run_dir: Path, 
         )
 
 
-def experiment(name: str | None = None) -> None:
+def experiment(name: tyro.conf.Positional[str | None] = None) -> None:
     """Runs an experiment by its name, with any options of `train` after it, or lists the experiments."""
     if name is None:
         for path in sorted(_experiments().values()):

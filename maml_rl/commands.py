@@ -84,13 +84,14 @@ def render(
     from .runs.evaluation import with_options
     from .runs.files import make_folder
     from .runs.folder import load_run
-    from .runs.tensorboard import event_writer
 
     if num_tasks < 1:
         raise UserError(f"num_tasks is {num_tasks}, but must be at least 1.")
     if trust:
         add_working_folder()
-    folder = (output or (run_dir if run_dir.exists() else Path())).absolute()  # an environment may change it
+    folder = (
+        output or (run_dir if os.path.exists(run_dir) else Path())
+    ).absolute()  # an environment may change it
     config, policy, state = load_run(run_dir, trust=trust)
     config = with_options(config, num_steps=num_steps, seed=seed)
     is_run = folder == run_dir.absolute()
@@ -98,9 +99,7 @@ def render(
     frames, fps = adaptation_video(policy, config, num_tasks)
     write_video(folder / "adaptation.mp4", frames, fps)
     if is_run:
-        writer = event_writer(folder)
-        add_video(writer, "eval/video", frames, fps, state.env_steps)
-        writer.close()
+        add_video(folder, "eval/video", frames, fps, state.env_steps)
     print(f"video        {folder / 'adaptation.mp4'}")
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
@@ -30,16 +30,9 @@ def _option(default: Any, scope: Scope, fixed: bool, **limits: float) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def _method(default: Any, fixed: bool = True, **limits: float) -> Any:
-    return _option(default, "method", fixed, **limits)
-
-
-def _run(default: Any, fixed: bool = False, **limits: float) -> Any:
-    return _option(default, "run", fixed, **limits)
-
-
-def _machine(default: Any, **limits: float) -> Any:
-    return _option(default, "machine", fixed=False, **limits)
+_method = partial(_option, scope="method", fixed=True)
+_run = partial(_option, scope="run", fixed=False)
+_machine = partial(_option, scope="machine", fixed=False)
 
 
 @dataclass(frozen=True)
@@ -210,11 +203,17 @@ def _annotations() -> dict[str, Any]:
 
 def _kinds(annotation: Any) -> set[type]:
     """The types of the values that an annotation allows."""
-    if get_origin(annotation) is Literal:
-        return {type(choice) for choice in get_args(annotation)}
-    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
-        return {kind for part in get_args(annotation) for kind in _kinds(part)}
-    return {get_origin(annotation) or annotation}
+    return {
+        kind
+        for part in _parts(annotation)
+        for kind in (map(type, get_args(part)) if get_origin(part) is Literal else [get_origin(part) or part])
+    }
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    is_union = isinstance(annotation, UnionType) or get_origin(annotation) is Union
+    return get_args(annotation) if is_union else (annotation,)
 
 
 def _converted(name: str, value: Any, annotation: Any) -> Any:
@@ -250,8 +249,10 @@ def _check_value(name: str, value: Any, annotation: Any, limits: Any) -> None:
         return
     if type(value) is int and not -(2**63) <= value < 2**63:
         raise UserError(f"{name} has {len(str(abs(value)))} digits, but must fit into 64 bits.")
-    if get_origin(annotation) is Literal and value not in get_args(annotation):
-        raise UserError(f"{name} is {value!r}, but must be one of {', '.join(get_args(annotation))}.")
+    parts = [part for part in _parts(annotation) if part is not NoneType]
+    choices = [choice for part in parts for choice in get_args(part)]
+    if all(get_origin(part) is Literal for part in parts) and value not in choices:
+        raise UserError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
     if not {"at_least", "above", "at_most"} & limits.keys():
         return
     least, most = limits.get("at_least", -math.inf), limits.get("at_most", math.inf)

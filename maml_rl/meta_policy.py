@@ -1,5 +1,6 @@
 """A trained run, ready to adapt to an environment and act in it."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from .config import Config
 from .envs import VectorFamily
 from .errors import UserError
-from .methods import method_of
+from .methods import adapts_to_examples, method_of
 from .policies import flatten
 from .runs.evaluation import lr_factors
 from .runs.folder import load_run
 from .sampling.actors import Actor
-from .sampling.examples import as_tensors, learns_from_examples, predict
+from .sampling.examples import as_tensors, predict
 from .sampling.families import make_env
 from .sampling.rollouts import Rollouts
 from .sampling.spaces import Array, action_map, encode
@@ -90,10 +91,10 @@ class MetaPolicy:
         config, method = self.config, method_of(self.config)
         if config.observe_task:
             raise UserError("The oracle is given its task and does not adapt; load a run without observe_task.")
-        family = make_env(config, 1)
+        family = make_env(dataclasses.replace(config, num_workers=0), 1)  # for its spaces, in this process
         family.close()
-        from_examples = learns_from_examples(family, config) and not method.independent_learners
-        _require_kind(env, from_examples)
+        from_examples = adapts_to_examples(family, method)
+        _require_kind(env, from_examples, num_rollouts)
         given = _GivenEnv(family if isinstance(env, tuple) else env, family)
         num_steps = max(method.num_adaptations, 1) if num_steps is None else num_steps
         one_per_env = method.independent_learners
@@ -117,7 +118,7 @@ class MetaPolicy:
         return AdaptedPolicy(actor, given, torch_generator(acting))
 
 
-def _require_kind(env: object, from_examples: bool) -> None:
+def _require_kind(env: object, from_examples: bool, num_rollouts: int | None) -> None:
     if from_examples != isinstance(env, tuple):
         raise UserError(
             f"This run learns from {'examples' if from_examples else 'rewards'}; call "
@@ -125,6 +126,10 @@ def _require_kind(env: object, from_examples: bool) -> None:
         )
     if isinstance(env, tuple) and (len(env) != 2 or not np.size(env[1])):
         raise UserError("The examples must be a pair of inputs and targets, with at least one of each.")
+    if isinstance(env, tuple) and num_rollouts is not None:
+        raise UserError(
+            f"num_rollouts is {num_rollouts}, but every step uses all examples; leave num_rollouts out."
+        )
     if not isinstance(env, tuple | gymnasium.Env | VectorEnv):
         raise UserError(f"env is {env!r}, but must be an environment, for example from gymnasium.make.")
 
@@ -179,7 +184,7 @@ class AdaptedPolicy:
         with torch.no_grad():
             _, distribution = self._actor.act(seen.unsqueeze(0))
             self._last = distribution.mode() if deterministic else distribution.sample(self._generator)
-        actions = self._to_env(self._last[0].numpy()).astype(self._env.single_action_space.dtype)
+        actions = self._to_env(self._last[0].numpy())
         return actions if self._env.batched else actions[0]
 
     def _remember(self, reward: Any, ended: Any) -> None:
@@ -260,7 +265,6 @@ class _GivenEnv(VectorFamily):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps once. Arrays are (N, ...)."""
-        actions = actions.astype(self.single_action_space.dtype)
         if self.batched:
             if self._reset_by_hand and self._ended.any():
                 self._env.reset(options={"reset_mask": self._ended.copy()})

@@ -5,18 +5,19 @@ To add a method, write a class with this protocol and register it: `METHODS["min
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .config import Config
-from .envs import VectorFamily
+from .envs import SupervisedFamily, VectorFamily
 from .errors import UserError
 from .maml.method import MAML
 from .rl2 import RL2
 from .sampling.actors import Actor
+from .sampling.examples import learns_from_examples
 from .sampling.rollouts import Rollouts
 from .sampling.spaces import Array
 
@@ -130,6 +131,11 @@ def method_of(config: Config) -> Method:
     if method.name == "random":
         raise UserError("A method cannot have the name 'random', which is the untrained policy's; choose another.")
     return method
+
+
+def adapts_to_examples(env: VectorFamily, method: Method) -> TypeGuard[SupervisedFamily]:
+    """Returns whether a policy adapts to a set of K examples. Learners that have one rollout each cannot."""
+    return learns_from_examples(env, method.config) and not method.independent_learners
 
 
 def curve_name(config: Config) -> str:

@@ -130,7 +130,7 @@ def interrupts() -> Iterator[None]:
 
 def exit_code(error: KeyboardInterrupt) -> int:
     """Returns the exit code after a signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
-    # An interrupt that has left an `exec` makes Python end itself by SIGINT, unless another one ends without.
+    # If KeyboardInterrupt has left an `exec`, Python ends itself by SIGINT, unless a later one has ended normally.
     # Importing a module with dataclasses or named tuples uses `exec`.
     exec("pass")
     return 128 + int(error.args[0] if error.args else signal.SIGINT)

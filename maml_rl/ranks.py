@@ -40,6 +40,11 @@ def rank() -> int:
     return _rank
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+
+
 def restarted() -> bool:
     """Whether torchrun has started the ranks again after a failure (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -109,7 +114,7 @@ def joined(config: Config) -> Iterator[None]:
         UserError: If there are more ranks than tasks, or if another rank fails.
     """
     global _size, _rank, _num_runs
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+    if not under_torchrun():
         yield
         return
     import torch.distributed as dist

@@ -42,7 +42,7 @@ def open_run(
     If training stops early for any reason, the last complete iteration is saved first.
 
     Args:
-        config: The run's options. If `env_id` names a module, it is imported.
+        config: The run's options. The family must already be registered.
         method: The method that the options select.
         own: The user's own module instead of a ready-made policy.
         callbacks: Called after each iteration.

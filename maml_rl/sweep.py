@@ -40,7 +40,7 @@ class Planned(NamedTuple):
 
 
 def combinations(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The command lines of all combinations of the values in a command line, by a name for each.
+    """All combinations of the values in a command line: the command line of each, by a name.
 
     An option of one value may have several here. If it is repeated, the last ones count. An option that takes
     several words, such as `--hidden-sizes 64 64`, may be repeated, and so may a flag and its opposite. The name

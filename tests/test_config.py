@@ -140,6 +140,16 @@ def test_numbers_and_lists_are_kept_as_json_has_them(tmp_path):
     assert load_config(tmp_path) == config
 
 
+@pytest.mark.parametrize("name", ["learn_lr", "inner_advantage", "activation", "network", "adapt_only", "outer"])
+def test_only_open_choices_take_other_words(name):
+    """`--outer` and others also take a name that the user has registered. The method checks those."""
+    if name in ("adapt_only", "outer"):
+        Config(**{name: "mine"})
+        return
+    with pytest.raises(UserError, match=f"{name} is 'mine', but must be one of "):
+        Config(**{name: "mine"})
+
+
 def test_a_value_that_is_no_choice_is_refused():
     with pytest.raises(UserError, match="learn_lr is 'some', but must be one of no, one, layer, parameter"):
         Config(learn_lr="some")

@@ -87,6 +87,17 @@ def test_samples_follow_the_distribution():
     assert x.std().item() == pytest.approx(0.5, rel=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_of_exactly_zero_does_not_draw_an_impossible_action(dtype):
+    """Generators return 0 once in some million numbers. It is less likely than any other noise, but not much."""
+    policy = Categorical(torch.tensor([0.0, -60.0], dtype=dtype))
+    assert policy.sample_from(torch.tensor([0.5, 0.0], dtype=dtype)) == 0
+    even = Categorical(torch.zeros(2, dtype=dtype))
+    smallest = torch.finfo(dtype).eps / 2  # of torch's and NumPy's uniform numbers above 0
+    assert even.sample_from(torch.tensor([smallest, 0.0], dtype=dtype)) == 1
+    assert even.sample_from(torch.tensor([0.5, 0.0], dtype=dtype)) == 1
+
+
 def test_values_that_an_action_has_not_are_never_drawn():
     g = torch.Generator().manual_seed(0)
     n = 40_000

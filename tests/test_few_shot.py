@@ -1,5 +1,6 @@
 """Few-shot classification: the network and its derivatives, episodes, and where images come from."""
 
+import dataclasses
 import json
 
 import gymnasium
@@ -14,9 +15,11 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional
 
 import maml_rl
-from maml_rl import Config
+from maml_rl import Config, UserError
 from maml_rl.maml.inner import adapt
 from maml_rl.policies import CategoricalHead, Conv4, act, flatten, initialise, unflatten
+from maml_rl.rl2 import GRUPolicy
+from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.rollouts import Rollouts
 
 SHAPE = (2, 7, 9)
@@ -219,9 +222,20 @@ def test_a_run_tells_classes_of_a_folder_apart(command, folders, tmp_path):
     assert (adapted(x[0, 6:], deterministic=True) == labels[0, 6:]).mean() > 0.6
 
 
+def test_learners_that_see_one_example_at_a_time_need_no_whole_episodes():
+    """RL² draws no sets of K examples, so K need not be a multiple of the number of classes."""
+    rl2 = {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo"}
+    config = Config(env_id="maml_rl/Glyphs-v0", num_rollouts=3, eval_num_rollouts=3, **rl2)
+    with pytest.raises(UserError, match="must have a multiple of num_ways"):
+        new_policy(dataclasses.replace(config, outer="adam", num_steps=1, rl2_episodes=0), for_training=True)
+    own = GRUPolicy(28 * 28, 5, 4, CategoricalHead(4, 5))
+    assert isinstance(new_policy(config, own, for_training=True), GRUPolicy)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (("--activation", "relu"), "activation is 'relu', but is only used with the MLP and the small CNN"),
         (("--num-rollouts", "4"), "a task has 4 examples, but must have a multiple of num_ways = 5"),
         (
             (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ranked
 import torch
-from conftest import ROOT, scalars
+from conftest import MISBEHAVING, ROOT, TINY, scalars
 
 from maml_rl import ranks
 from maml_rl.policies.parameters import OBSERVATION_STATISTICS
@@ -139,6 +139,13 @@ def test_a_process_that_dies_before_all_are_connected_ends_the_others(tmp_path):
     result = torchrun(tmp_path, 2, "early.py")
     assert result.returncode != 0
     assert f"exitcode  : -{int(signal.SIGTERM)} " in result.stderr  # not SIGKILL, after 30 seconds
+
+
+def test_a_variable_of_another_launcher_does_not_silence_a_run(command, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    result = command("train", *TINY, *MISBEHAVING, "--iterations", 0, "--run-dir", "run")
+    assert result.returncode == 0, result.stderr
+    assert "return after" in result.stdout
 
 
 def test_too_many_processes_are_refused(command, monkeypatch):

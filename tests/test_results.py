@@ -150,9 +150,23 @@ def test_a_longer_run_goes_on_and_its_record_is_of_all_of_it(tmp_path, monkeypat
         assert len(record["curves"]["return_step_1"]) == iterations
         steps.append(written)
     assert steps[0] < steps[1] == steps[2]  # what is finished is left alone
+    with monkeypatch.context() as patch:
+        patch.setitem(reproduce.BASES, "navigation_2d", dataclasses.replace(base, iterations=3, inner_lr=0.2))
+        with pytest.raises(UserError, match="has inner_lr="):
+            reproduce.main(("navigation_2d",), ("maml",), (1,), tmp_path)
+    assert (folder / "training.json").stat().st_mtime_ns == steps[2]  # the record of the run that is there
     assert report.runs_of("navigation_2d", tmp_path) == [folder]
     assert report.how_table([folder]).count("navigation_2d") == 1
     assert report.summary_table(tmp_path).count("\n") == 1  # without an oracle there is no score
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_curve_is_of_the_seeds_of_one_method(family):
+    curves = report.learning_curves(report.runs_of(family))
+    trained = [folder for folder, record in report.records_of(report.runs_of(family)).items() if record["curves"]]
+    trained = [folder for folder in trained if load_config(folder).iterations]
+    assert len(curves) == len({folder.parent for folder in trained})
+    assert sum(map(len, curves.values())) == len(trained)
 
 
 @pytest.mark.parametrize("methods", [("oracle",), ("oracle", "rl2_once")])

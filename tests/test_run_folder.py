@@ -261,6 +261,16 @@ def test_files_are_not_written_through_links(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+def test_a_name_that_the_system_does_not_take_is_one_sentence(command, finished, tmp_path):
+    with pytest.raises(UserError, match="Cannot write .*File name too long"):
+        write_atomically(tmp_path / f"{'a' * 300}.png", b"new")
+    with pytest.raises(UserError, match="there is no folder"):
+        write_atomically(tmp_path / ("a" * 300) / "file", b"new")
+    result = command("render", "a" * 300)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
 def test_one_folder_is_for_one_process(command, finished, tmp_path):
     shutil.copytree(finished[0].run_dir, tmp_path / "run")
     before = (tmp_path / "run/config.json").read_bytes()

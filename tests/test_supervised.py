@@ -300,6 +300,8 @@ def test_a_loaded_run_adapts_to_examples(tmp_path):
         run.adapt((x, y[:5]))
     with pytest.raises(UserError, match="inputs of examples are not all finite; correct them"):
         run.adapt((x * np.nan, y))
+    with pytest.raises(UserError, match="num_rollouts is 7, but every step uses all examples"):
+        run.adapt((x, y), num_rollouts=7)
     for several in ((x,), (x, y, y), (x[:0], y[:0])):
         with pytest.raises(UserError, match="must be a pair of inputs and targets, with at least one of each"):
             run.adapt(several)

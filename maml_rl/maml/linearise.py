@@ -41,7 +41,7 @@ class Linearised(NamedTuple):
         query: The tasks' query rollouts, (m, K, H, ...).
         outputs: The adapted policies' distributions at the query observations, of tensors (m, K·H, ...).
         jvp: v ↦ J v, from (P,) to tensors like `outputs`.
-        vjp: u ↦ Jᵀ u, from tensors like `outputs` to (P,), which the sum over tasks may make float64.
+        vjp: u ↦ Jᵀ u, from tensors like `outputs` to (P,). It is float64 where the derivatives are written out.
     """
 
     query: Rollouts

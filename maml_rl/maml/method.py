@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.func import vmap
 
 from ..config import Config
 from ..envs import SupervisedFamily, VectorFamily, in_words
@@ -21,7 +20,6 @@ from ..sampling.spaces import Array, task_inputs
 from ..sampling.threads import map_chunks, rows_of
 from .inner import ESTIMATORS, with_scales
 from .linearise import adapt_tasks
-from .objective import through_adaptation
 from .outer import OPTIMISERS
 from .step_sizes import prepare
 
@@ -76,7 +74,7 @@ class MAML:
         return make_policy(observations, actions, self.config, generator, self._task_size(env))
 
     def prepare(self, policy: nn.Module, env: VectorFamily) -> None:
-        """See `Method`. Learned step sizes become parameters of the policy."""
+        """See `Method`. What the inner step learns becomes parameters of the policy."""
         _check_family(self.config, env)
         input_size = spaces.flatdim(env.single_observation_space) + self._task_size(env)
         try:
@@ -146,11 +144,9 @@ class MAML:
         self, policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts], lr_factors: Sequence[float]
     ) -> TaskPolicies:
         """See `Method`."""
-
-        def one(supports: tuple[Rollouts, ...]) -> Tensor:
-            return through_adaptation(policy, theta, supports, self.config, lr_factors)[0]
-
-        thetas = vmap(one)(tuple(supports_of(batches))) if batches else theta.unsqueeze(0)
+        thetas = theta.expand(len(batches[0].mask) if batches else 1, -1)
+        for support, lr_factor in zip(supports_of(batches), lr_factors, strict=True):
+            thetas = self._inner_step(policy, thetas, support, lr_factor)
         _require_finite(thetas, None)
         return TaskPolicies(policy, thetas)
 
@@ -215,6 +211,7 @@ def _check_options(config: Config) -> None:
     _only_with(config, ppo and config.num_steps > 0, "outer ppo and inner steps", "kl_penalty")
     _only_with(config, config.outer != "trpo", "outer ppo, adam or reptile", "outer_lr")
     _only_with(config, config.estimator == "dice", "estimator dice", "dice_lambda")
+    _only_with(config, config.network is None, "the MLP and the small CNN", "activation")
     second = ("estimator", "inner_advantage")  # a first-order gradient does not reach the network of advantages
     _only_with(config, not config.first_order, "second derivatives (without first_order)", *second)
     inner = config.changed("estimator", "e_maml", "first_order", "learn_lr", "inner_advantage")

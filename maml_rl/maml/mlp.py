@@ -198,7 +198,8 @@ def layers_vjp(at: ForwardPass, output_bar: Tensor) -> tuple[Layers, list[Tensor
     """The cotangents of the layers for that of the output (m, N, A).
 
     Returns:
-        Those of weights and biases, of each layer's output before tanh, and of the hidden features, (m, N, out).
+        Those of weights and biases, of each layer's output before the activation, and of the hidden features,
+        (m, N, out).
     """
     layers_bar, outputs_bar, features_bar = [], [output_bar], []
     for i in reversed(range(len(at.layers))):
@@ -213,8 +214,8 @@ class SecondOrder(NamedTuple):
     """What second derivatives of u · output in the layers need, at a fixed cotangent u, (m, N, A).
 
     Attributes:
-        outputs_bar: The cotangents of the outputs before tanh, by number of the layer, for those layers whose sums
-            over n are taken in every product, (m, N, out).
+        outputs_bar: The cotangents of the outputs before the activation, by number of the layer, for those layers
+            whose sums over n are taken in every product, (m, N, out).
         tanh_terms: The cotangents of each layer's hidden features, times tanh''/tanh', (m, N, out). None for ReLU.
         cross_block: The second derivative in the weights of the first layer, bias included, and of the second. It
             is bilinear: Σ_n (outputs_bar of the second)_nb (tanh' of the first)_na (o_n, 1)_o, (m, a, b, O + 1).

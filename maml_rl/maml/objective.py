@@ -117,8 +117,8 @@ def exploration_credits(query: Rollouts) -> Tensor:
     """The credit c of each task, (M,): its return after adaptation minus the mean over the other tasks.
 
     It has the unit of the surrogate: it is divided by the mean length of an episode and by the scale of the task's
-    advantages. That of a task whose returns hardly differ is noise of its baseline, so it counts as a tenth of the
-    mean scale at least. The credit is 0 where all advantages are 0, because the surrogate is 0 there too.
+    advantages. If a task's returns hardly differ, its scale is only noise of the baseline, so at least a tenth of
+    the mean scale is used. The credit is 0 where all advantages are 0, because the surrogate is 0 there too.
 
     Args:
         query: The rollouts of the adapted policies, (M, K, H, ...).
@@ -222,7 +222,11 @@ def summed(parts: Sequence[Tensor]) -> Tensor:
 
 
 def value_and_gradient(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sums over chunks and ranks of a scalar and of its gradient, (P,), which is before it in the parts."""
+    """Adds up parts, (P + 1,) each, over chunks and ranks. A part is a gradient and then its value.
+
+    Returns:
+        The value, a scalar, and the gradient, (P,).
+    """
     both = summed(parts)
     return both[-1], both[:-1]
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from .. import ranks
 from ..config import Config
 from ..policies import act
 from ..sampling.rollouts import Rollouts
 from ..sampling.threads import map_chunks, rows_of
-from .linearise import linearise, outer_objective
+from .linearise import adapt_tasks, linearise, outer_objective
 from .objective import (
     clipped_surrogate,
     credits_if_used,
@@ -25,7 +24,7 @@ from .objective import (
     through_adaptation,
     value_and_gradient,
 )
-from .trust_region import exploration, surrogate_gradient, trpo_step
+from .trust_region import surrogate_gradient, trpo_step, with_exploration
 
 # Its arguments are the policy, θ (P,), the optimiser's state ({} at first), the rollouts before each inner step
 # and after the last one, (M, K, H, ...) with advantages, and the options. It returns the next θ, the next state
@@ -50,10 +49,7 @@ def adam_step(
             return surrogate_gradient(linearise(policy, theta, some, some_query, config), num_tasks)
 
         value, gradient = value_and_gradient(map_chunks(chunk, policy, own, config))
-        if config.e_maml:
-            explored, slope = exploration(policy, theta, supports, query, config)
-            return value.item() + explored, gradient + slope
-        return value.item(), gradient
+        return with_exploration(value.item(), gradient, policy, theta, supports, query, config)
 
     theta, optimiser_state, figures = adam_epochs(loss_and_gradient, theta, optimiser_state, config.outer_lr)
     if not query.targets:  # an iteration on examples is so quick that this would take half of it
@@ -108,10 +104,10 @@ def reptile_step(
 
     @torch.no_grad()  # which holds for one thread
     def chunk(policy: nn.Module, rows: slice) -> Tensor:
-        def adapted(supports: tuple[Rollouts, ...]) -> Tensor:
-            return through_adaptation(policy, theta, supports, config)[0]
-
-        thetas: Tensor = vmap(adapted)(rows_of(supports, rows))
+        some = rows_of(supports, rows)
+        thetas = theta.expand(len(some[0].mask), -1)
+        for support in some:
+            thetas = adapt_tasks(policy, thetas, support, config)
         return (thetas - theta).sum(0, dtype=torch.float64)
 
     own = len(batches[0].mask)

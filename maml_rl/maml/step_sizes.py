@@ -87,7 +87,7 @@ def step_sizes(policy: nn.Module, theta: Tensor, support: Rollouts, config: Conf
     rules = {name: parameters.pop(name) for name in NOT_IN_FORWARD if name in parameters}
     alphas: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        part, _, last = name.partition(".")[0], *name.rpartition(".")[1:]
+        part, last = name.partition(".")[0], name.rpartition(".")[2]
         own = config.inner_lr if config.log_std_lr is None or last != "log_std" else config.log_std_lr
         adapted = config.adapt_only in (None, part)
         alphas[name] = theta.new_full((parameter.numel(),), own if adapted else 0.0)

@@ -28,7 +28,7 @@ from .objective import (
 
 
 def surrogate_gradient(chunk: Linearised, num_tasks: int) -> Tensor:
-    """A chunk's part of the gradient of the surrogate averaged over tasks, and then of its value, (P + 1,)."""
+    """A chunk's part of the mean surrogate over all tasks, (P + 1,): its gradient in θ, then its value."""
     outputs: Distribution = tree_map(lambda x: x.detach().requires_grad_(), chunk.outputs)
     value = surrogates(outputs, chunk.query).sum(dtype=torch.float64) / num_tasks
     slope = type(outputs)(*torch.autograd.grad(value, list(outputs), materialize_grads=True))
@@ -103,10 +103,7 @@ def trpo_step(
     num_tasks = ranks.all_tasks(len(query.mask), config)
     chunks = linearise_chunks(policy, theta, supports, query, config)
     value, gradient = meta_gradient(chunks, num_tasks, config.threads)
-    before = value.item()
-    if config.e_maml:
-        explored, slope = exploration(policy, theta, supports, query, config)
-        before, gradient = before + explored, gradient + slope
+    before, gradient = with_exploration(value.item(), gradient, policy, theta, supports, query, config)
     size = gradient.norm().item()
     if not (math.isfinite(before) and math.isfinite(size)):
         raise UserError(
@@ -140,14 +137,23 @@ def trpo_step(
     return theta, optimiser_state, figures
 
 
-def exploration(
-    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+def with_exploration(
+    value: float,
+    gradient: Tensor,
+    policy: nn.Module,
+    theta: Tensor,
+    supports: tuple[Rollouts, ...],
+    query: Rollouts,
+    config: Config,
 ) -> tuple[float, Tensor]:
-    """E-MAML's term averaged over tasks, and its gradient, (P,)."""
+    """Adds E-MAML's term, averaged over tasks, to the surrogate and to its gradient in θ, (P,), if it is used."""
+    if not config.e_maml:
+        return value, gradient
 
     def loss(policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], credit: Tensor) -> Tensor:
         _, before_each = through_adaptation(policy, theta, supports, config)
         return config.e_maml * exploration_loss(before_each, supports, credit)
 
     data = (supports, exploration_credits(query))
-    return mean_and_gradient(over_tasks(loss), policy, theta, data, config)
+    explored, slope = mean_and_gradient(over_tasks(loss), policy, theta, data, config)
+    return value + explored, gradient + slope

@@ -64,9 +64,9 @@ class Categorical(NamedTuple):
         return self.sample_from(torch.rand(self.logits.shape, generator=generator, dtype=self.logits.dtype))
 
     def sample_from(self, uniform: Tensor) -> Tensor:
-        """Turns noise that is uniform on [0, 1), (..., A), into actions: the largest of the logits and noise."""
-        # It may be 0, whose Gumbel noise would be infinite and win for any action.
-        exponential = -torch.log1p(-uniform.clamp(min=torch.finfo(uniform.dtype).tiny))
+        """Draws actions by the Gumbel-max trick, from noise that is uniform on [0, 1), (..., A)."""
+        # Noise of 0 would win for any action. It becomes half of the smallest other number that is drawn.
+        exponential = -torch.log1p(-uniform.clamp(min=torch.finfo(uniform.dtype).eps / 4))
         return torch.argmax(self.logits - torch.log(exponential), dim=-1)
 
     def mode(self) -> Tensor:

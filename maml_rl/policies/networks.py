@@ -69,7 +69,7 @@ class MLP(nn.Module):
     """A multi-layer perceptron: a `body` and a `head`, with optional inputs that are parameters.
 
     Args:
-        observation_size: O, of flattened observations, and of the task behind them if it is observed.
+        observation_size: The numbers of a flattened observation, O, plus D if the task is observed.
         hidden_sizes: Widths of the hidden layers.
         head: Maps the last layer's features to a distribution.
         context_size: C.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..envs import VectorFamily
@@ -30,12 +31,12 @@ def adaptation_figure(results: dict[str, Any]) -> Figure:
         title=results["env_id"],
         xlabel="episodes before" if results["unit"] == "episode" else "adaptation steps",
         ylabel="return",
-        xticks=range(results["num_steps"] + 1),
     )
     for method, curve in results["methods"].items():
         steps, interval = range(len(curve["mean"])), np.array(curve["ci95"])
         axes.plot(steps, curve["mean"], marker="o", label=method)
         axes.fill_between(steps, interval[:, 0], interval[:, 1], alpha=0.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(
         title=describe_tasks(results),

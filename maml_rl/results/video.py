@@ -135,9 +135,10 @@ def animation(frames: Array, fps: int, smaller: int, kind: Literal["GIF", "WEBP"
     return content.getvalue()
 
 
-def add_video(writer: SummaryWriter, tag: str, frames: Array, fps: int, step: int) -> None:
-    """Adds an animated GIF of half the size to TensorBoard."""
+def add_video(folder: Path, tag: str, frames: Array, fps: int, step: int) -> None:
+    """Adds an animated GIF of half the size to the TensorBoard events of a run."""
     height, width = (size // 2 for size in frames.shape[1:3])  # both are even
     content = animation(frames, fps, 2, "GIF")
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    with SummaryWriter(str(folder)) as writer:
+        writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

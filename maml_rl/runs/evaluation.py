@@ -207,7 +207,8 @@ def held_out_tasks(env: VectorFamily, config: Config, tasks: npt.ArrayLike | Non
 
 def _joined(rounds: list[Iterator[Rollouts]], num_tasks: int) -> Iterator[Rollouts]:
     """Joins the phases of rounds, in which the same environments have different tasks."""
-    with tqdm(total=len(rounds), desc="evaluating", unit="round", leave=False) as progress:
+    quiet = ranks.rank() > 0
+    with tqdm(total=len(rounds), desc="evaluating", unit="round", leave=False, disable=quiet) as progress:
         collected = []
         for of_round in rounds:  # one round after the other
             collected.append([*of_round])

@@ -32,9 +32,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         UserError: If the file cannot be written, or if there is something else than a file. Whatever is there is
             then unchanged.
     """
-    if not path.name or (path.exists() and not path.is_file()):
+    # Unlike the methods of a Path, these functions do not raise for a path that cannot be examined.
+    if not path.name or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"Cannot write '{path}', because it is not a file; choose the name of a file.")
-    if not path.parent.exists():
+    if not os.path.exists(path.parent):
         raise UserError(f"Cannot write {path}, because there is no folder {path.parent}; make it first.")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:

@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import nn
 
 from .. import __version__
 from ..config import Config
+from ..envs import VectorFamily
 from ..errors import UserError
-from ..methods import method_of
+from ..methods import Method, adapts_to_examples, method_of
 from ..policies import flatten, load
-from ..sampling.examples import require_held_out
-from ..sampling.families import import_family, is_registered, make_env, require_memory
+from ..sampling.examples import example_sets
+from ..sampling.families import import_family, is_registered, make_env, require_memory, sample_tasks
 from ..sampling.normalisation import add_statistics
 from ..sampling.streams import stream, torch_generator
 from ..zoo import located
@@ -51,7 +53,8 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
     Args:
         config: The run's options.
         own: The user's own module instead of a ready-made one. It is copied.
-        for_training: Whether it is to be trained here, so that batches must fit into the memory.
+        for_training: Whether it is to be trained here. Then batches must fit into the memory, and the family must
+            have held-out tasks.
 
     Raises:
         UserError: If there is no ready-made policy for the family, or the policy does not fit the options.
@@ -60,7 +63,7 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
     with contextlib.closing(make_env(config, 1)) as env:
         if for_training:
             require_memory(env, config, "", "eval_")
-            require_held_out(env, config)
+            _require_held_out(env, method)
     if own is None:
         policy = method.make_policy(env, torch_generator(stream(config.seed, "policy")))
     else:
@@ -69,6 +72,14 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
     method.prepare(policy, env)
     add_statistics(policy, config, spaces.flatdim(env.single_observation_space))
     return policy
+
+
+def _require_held_out(env: VectorFamily, method: Method) -> None:
+    """Draws held-out tasks and examples of one, so that a family which has none is refused before training."""
+    config = method.config
+    tasks = sample_tasks(env, config.eval_num_tasks, np.random.default_rng(0), held_out=True)
+    if adapts_to_examples(env, method):
+        example_sets(env, tasks[:1], config.eval_num_rollouts, np.random.SeedSequence(0))
 
 
 def _require_trainable(own: nn.Module) -> None:

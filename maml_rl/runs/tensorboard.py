@@ -128,8 +128,3 @@ def return_tags(tags: Iterable[str]) -> list[str]:
     """Returns the tags of mean returns in training, in the order of the phases that they are of."""
     of_returns = [tag for tag in tags if re.fullmatch(r"(train/)?return_step_\d+", tag)]
     return sorted(of_returns, key=lambda tag: int(tag.rpartition("_")[2]))
-
-
-def event_writer(folder: Path) -> SummaryWriter:
-    """Returns a writer that adds events to a finished run."""
-    return SummaryWriter(str(folder))

@@ -117,9 +117,9 @@ def collect_rollouts(
             rollouts = _collect_once(env, actor, tasks, seeds)
         else:
             parts = [_collect_once(env, actor, tasks, part) for part in seeds.spawn(rounds)]
-            without = (part._replace(advantage_scale=part.mask) for part in parts)  # it has no axis of rollouts
-            joined = tree_map(lambda *x: torch.cat(x, 1), *without)
-            rollouts = joined._replace(advantage_scale=parts[0].advantage_scale)
+            success, failed = (torch.cat([getattr(p, name) for p in parts], 1) for name in ("success", "failed"))
+            steps = map_steps(lambda *x: torch.cat(x, 1), *parts)
+            rollouts = parts[0]._replace(**steps, success=success, failed=failed)
     return rollouts._replace(success=known_success(rollouts.success))
 
 

@@ -12,7 +12,6 @@ from ..envs import SupervisedFamily, VectorFamily, in_words
 from ..errors import UserError
 from ..policies import prediction_loss
 from .actors import Actor
-from .families import sample_tasks
 from .rollouts import Rollouts
 from .spaces import Array, encode
 from .streams import whole_batch
@@ -43,17 +42,6 @@ def example_sets(
     inputs, targets = inputs[rows], targets[rows]
     halves = zip(inputs.split(num_examples, 1), targets.split(num_examples, 1), strict=True)
     return [(x.contiguous(), y.contiguous()) for x, y in halves]
-
-
-def require_held_out(env: VectorFamily, config: Config) -> None:
-    """Draws held-out tasks and examples of one, so that a family which has none is refused before training.
-
-    Raises:
-        UserError: As `sample_tasks` and `example_sets`.
-    """
-    tasks = sample_tasks(env, config.eval_num_tasks, np.random.default_rng(0), held_out=True)
-    if learns_from_examples(env, config):
-        example_sets(env, tasks[:1], config.eval_num_rollouts, np.random.SeedSequence(0))
 
 
 def as_tensors(

@@ -99,7 +99,7 @@ def units(variance: Tensor) -> Tensor:
 
 
 def with_observations(policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts]) -> Tensor:
-    """θ with statistics that contain the observations of an iteration too.
+    """Adds the observations of an iteration to the statistics in θ.
 
     Means and variances are joined by the formulae of Chan, Golub and LeVeque (1979).
 
