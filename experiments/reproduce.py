@@ -214,8 +214,6 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
 # Still improved after 600 and 1200 iterations.
 METHODS["ant_dir"]["maml"]["iterations"] = 900
 METHODS["ant_dir"]["oracle"]["iterations"] = 1800
-# Not trained again since evaluations have 40 rollouts.
-METHODS["ant_dir"]["learned_step"] |= {"iterations": 200, "eval_num_rollouts": 20}
 # With a few extra inputs that adapt instead of all parameters, half as many rollouts do as well
 # in an outer step.
 METHODS["half_cheetah_dir"]["cavia"] = {
