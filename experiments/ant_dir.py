@@ -17,6 +17,7 @@ CONFIG = Config(
     initial_std=0.15,
     inner_lr=0.05,
     max_kl=0.1,
+    eval_num_rollouts=40,  # as in the paper, which has 20 everywhere else
 )
 
 if __name__ == "__main__":

@@ -211,10 +211,9 @@ METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
     "cg_iterations": 30,
     "iterations": 250,
 }
-# Still improved after 300 and 600 iterations.
-METHODS["ant_dir"]["maml"]["iterations"] = 600
-METHODS["ant_dir"]["oracle"]["iterations"] = 1200
-METHODS["ant_dir"]["learned_step"]["iterations"] = 200
+# Still improved after 600 and 1200 iterations.
+METHODS["ant_dir"]["maml"]["iterations"] = 900
+METHODS["ant_dir"]["oracle"]["iterations"] = 1800
 # With a few extra inputs that adapt instead of all parameters, half as many rollouts do as well
 # in an outer step.
 METHODS["half_cheetah_dir"]["cavia"] = {
@@ -229,8 +228,6 @@ METHODS["half_cheetah_dir"]["cavia"] = {
 METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
 # Still improved after 400 iterations.
 METHODS["ant_vel"]["rl2"]["iterations"] = 800
-# Not tried with normalised observations.
-METHODS["ant_dir"]["rl2"]["normalise_observations"] = False
 # Without normalised observations, PPO trains them in fewer steps.
 METHODS["ant_goal"]["oracle"] |= {**PPO, "num_rollouts": 5}
 METHODS["humanoid_dir"]["oracle"] |= {**PPO, "num_rollouts": 5, "iterations": 400}
