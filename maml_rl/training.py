@@ -41,7 +41,7 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
             distributions of `maml_rl.policies`. It is copied. Its parameters are the untrained θ.
         callbacks: Functions that are called after each iteration with the environment steps so far and all scalars
             of the iteration, by tag. If one returns False, this iteration is the last one: the run is evaluated
-            and saved as one of so many iterations.
+            and saved as a run of that many iterations.
 
     Returns:
         The policy and the history.

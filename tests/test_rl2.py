@@ -166,7 +166,7 @@ def test_combinations_that_make_no_sense_are_refused(options, sentence):
             "adapt_only is 'body', but the policy's parts are head; choose",
         ),
         (RL2, "The policy given is a Linear, but RL² needs a maml_rl.rl2.GRUPolicy"),
-        ({}, "The policy given returns a Tensor, but must return one of maml_rl.policies"),
+        ({}, "The policy given returns a torch.Tensor, but must return a Normal, Categorical or"),
         ({"estimator": "reinforce"}, "estimator is 'reinforce', but must be one of vpg, lvc, dice"),
         ({"outer": "sgd"}, "outer is 'sgd', but must be one of trpo"),
     ],
