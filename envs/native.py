@@ -105,9 +105,10 @@ class TaskVectorEnv(VectorFamily):
                 are other options.
             BrokenEnvironmentError: If a function of the family returns another shape than it must.
         """
-        if unknown := sorted((options or {}).keys() - {"task"}):
+        options = options or {}
+        if unknown := sorted(options.keys() - {"task"}):
             raise ValueError(f"{self.name}: reset has no option {unknown[0]!r}; its only option is 'task'.")
-        tasks = self.checked_tasks(options["task"], self.num_envs) if options and "task" in options else self.tasks
+        tasks = self.checked_tasks(options["task"], self.num_envs) if "task" in options else self.tasks
         if seed is not None or self._seeds is None:
             self._seeds = self._checked_seeds(seed)
             self._episodes = np.zeros(self.num_envs, dtype=np.int64)
@@ -201,16 +202,16 @@ class TaskVectorEnv(VectorFamily):
         next_state = self._of_shape("transition", self.transition(state, actions, tasks, noise), state.shape)
         if not next_state.flags.writeable:  # the same state
             next_state = next_state.copy()
-        num_envs = len(state)
-        failed = self._of_shape("broken", self.broken(next_state, tasks), (num_envs,))
+        per_row = (len(state),)
+        failed = self._of_shape("broken", self.broken(next_state, tasks), per_row)
         any_failed = bool(failed.any())
         if any_failed:
             next_state[failed] = state[failed]
-        rewards = self._of_shape("reward", self.reward(state, actions, next_state, tasks, noise), (num_envs,))
-        terminated = self._of_shape("terminated", self.terminated(next_state, tasks), (num_envs,))
+        rewards = self._of_shape("reward", self.reward(state, actions, next_state, tasks, noise), per_row)
+        terminated = self._of_shape("terminated", self.terminated(next_state, tasks), per_row)
         if any_failed:
             rewards[failed], terminated[failed] = 0.0, False
-        if num_envs == self.num_envs:
+        if len(state) == self.num_envs:
             self._state = next_state
         else:
             self._state[rows] = next_state

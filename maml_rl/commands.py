@@ -89,9 +89,8 @@ def render(
         raise UserError(f"num_tasks is {num_tasks}, but must be at least 1.")
     if trust:
         add_working_folder()
-    folder = (
-        output or (run_dir if os.path.exists(run_dir) else Path())
-    ).absolute()  # an environment may change it
+    folder = output or (run_dir if os.path.exists(run_dir) else Path())
+    folder = folder.absolute()  # an environment may change the working folder
     config, policy, state = load_run(run_dir, trust=trust)
     config = with_options(config, num_steps=num_steps, seed=seed)
     is_run = folder == run_dir.absolute()

@@ -240,7 +240,7 @@ class _GivenEnv(VectorFamily):
         else:
             self.raw_space, num_envs = env.observation_space, 1
             self.single_action_space = env.action_space
-        self._env, self._family = env, family
+        self._env, self._any_number = env, env is family  # of examples
         wanted_shape = family.single_observation_space.shape
         as_it_is = isinstance(self.raw_space, spaces.Box) and self.raw_space.shape == wanted_shape
         self.flattens = not (as_it_is or isinstance(self.raw_space, spaces.Discrete))
@@ -309,7 +309,7 @@ class _GivenEnv(VectorFamily):
                 f"An observation is {observations!r}, which is not in {self.raw_space} ({error}); pass what the "
                 "environment returned."
             ) from error
-        number = len(rows) if self._env is self._family else self.num_envs  # of examples, any number
+        number = len(rows) if self._any_number else self.num_envs
         expected = (number, *(self.single_observation_space.shape or ()))
         if rows.shape != expected:
             of_each = f" for each of {self.num_envs} environments" * self.batched

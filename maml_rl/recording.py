@@ -191,9 +191,9 @@ class Run:
             UserError: If θ is not finite, or if a result of the update cannot be used.
         """
         updated = time.perf_counter()
-        require_update(self._method.name, self.theta, theta, optimiser_state, figures)
-        theta, optimiser_state = tree_map_only(Tensor, Tensor.cpu, (theta, optimiser_state))
         config, before = self._config, self.state
+        require_update(self._method.name, before.theta, theta, optimiser_state, figures)
+        theta, optimiser_state = tree_map_only(Tensor, Tensor.cpu, (theta, optimiser_state))
         if not torch.isfinite(theta).all():
             lower = ("max_kl" if config.outer == "trpo" else "outer_lr") + " or inner_lr" * bool(config.num_steps)
             saved = " The checkpoint is from the iteration before." if before.iteration else ""

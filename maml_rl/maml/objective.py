@@ -23,11 +23,7 @@ T = TypeVar("T")
 
 
 def through_adaptation(
-    policy: nn.Module,
-    theta: Tensor,
-    supports: tuple[Rollouts, ...],
-    config: Config,
-    lr_factors: Sequence[float] | None = None,
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], config: Config
 ) -> tuple[Tensor, list[Distribution]]:
     """Repeats all inner steps of one task, as a function of θ.
 
@@ -36,15 +32,14 @@ def through_adaptation(
         theta: θ, (P,).
         supports: For each of S inner steps, the task's rollouts (K, H, ...) with advantages.
         config: The inner step's options are used.
-        lr_factors: A factor on α for each step; by default 1.
 
     Returns:
         The adapted parameters, (P,), and the policies before each step at its observations, of tensors (K·H, ...).
         All are differentiable in θ.
     """
     before_each = []
-    for support, lr_factor in zip(supports, lr_factors or [1.0] * len(supports), strict=True):
-        theta, distribution = adapt(policy, theta, support, config, lr_factor)
+    for support in supports:
+        theta, distribution = adapt(policy, theta, support, config)
         before_each.append(distribution)
     return theta, before_each
 
