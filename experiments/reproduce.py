@@ -106,6 +106,7 @@ RL2_OF_SHORT = {
     "rl2_episodes": 10,
     "outer_lr": 0.005,
     "num_rollouts": 5,
+    "iterations": 150,
     "eval_num_steps": 9,
 }
 # Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
@@ -143,9 +144,12 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "maml": {},
             "learned_step": {"learn_lr": "task"},
             "learned_advantage": {"inner_advantage": "learned"},
-            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 100 if family.startswith("half") else 200},
-            "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
+            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family in WALKING else 100},
+            # More and smaller iterations train it in fewer steps.
+            "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300}
+            | ({"num_tasks": 20, "iterations": 600} if family in WALKING else {}),
             "rl2": {**RL2, "num_tasks": 40, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
+            **({"promp": {**PPO, "estimator": "lvc"}} if family in WALKING else {}),
         }
         for family in ("half_cheetah_vel", "half_cheetah_dir", *WALKING)
     },
@@ -156,8 +160,14 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "learned_step": {"learn_lr": "task"},
             "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002, "max_kl": Config.max_kl},
             "pretrain": {**PRETRAIN, "iterations": 2 * BASES[family].iterations},
-            "oracle": {**ORACLE, "iterations": 2 * BASES[family].iterations},
-            "rl2": {**RL2_OF_SHORT, "iterations": 150}
+            # short_baselines.py computes the optimal policies of tabular MDPs. A trained oracle learns little
+            # from a task's 550 numbers.
+            **(
+                {"oracle": {**ORACLE, "iterations": 2 * BASES[family].iterations}}
+                if family != "tabular_mdp"
+                else {}
+            ),
+            "rl2": RL2_OF_SHORT
             if family in SHORT
             else {
                 **RL2,
@@ -197,53 +207,48 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         for family in FEW_SHOT
     },
 }
-# Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
-METHODS["half_cheetah_vel"]["learned_step"] |= {"num_rollouts": 10, "iterations": 400}
-for _family in WALKING:
-    METHODS[_family]["promp"] = {**PPO, "estimator": "lvc"}
-    # A score is only as good as its oracle. More and smaller iterations train it in fewer steps.
-    METHODS[_family]["oracle"] |= {"num_tasks": 20, "iterations": 600}
-METHODS["half_cheetah_dir"]["oracle"]["iterations"] = 1000
 # With the estimator of low variance, more conjugate gradients pay. Without it, they end in a collapse.
-METHODS["half_cheetah_dir"]["learned_step_lvc"] = {
-    "learn_lr": "task",
-    "estimator": "lvc",
-    "cg_iterations": 30,
-    "iterations": 250,
+LOW_VARIANCE = {"learn_lr": "task", "estimator": "lvc", "cg_iterations": 30}
+# What a method's options have in some families only, and methods that only one family has.
+EXCEPTIONS: dict[tuple[str, str], dict[str, object]] = {
+    # Half as many rollouts in twice as many iterations are as many steps, and reach more; see the family's page.
+    ("half_cheetah_vel", "learned_step"): {"num_rollouts": 10, "iterations": 400},
+    ("half_cheetah_dir", "learned_step_lvc"): {**LOW_VARIANCE, "iterations": 250},
+    # With a few extra inputs that adapt instead of all parameters, half as many rollouts do as well
+    # in an outer step.
+    ("half_cheetah_dir", "cavia"): {
+        **LOW_VARIANCE,
+        "adapt_only": "context",
+        "context_size": 8,
+        "inner_lr": 10.0,
+        "num_rollouts": 10,
+        "iterations": 500,
+    },
+    # Not trained again with less noise at the start.
+    ("half_cheetah_dir", "rl2"): {"initial_std": 0.5},
+    # A score is only as good as its oracle. Oracles of ants still improved after 600 and 1200 iterations.
+    ("half_cheetah_dir", "oracle"): {"iterations": 1000},
+    ("ant_dir", "oracle"): {"iterations": 1800},
+    # Without normalised observations, PPO trains them in fewer steps.
+    ("ant_goal", "oracle"): {**PPO, "num_rollouts": 5},
+    ("humanoid_dir", "oracle"): {**PPO, "num_rollouts": 5, "iterations": 400},
+    ("ant_dir", "maml"): {"iterations": 900},
+    # Still improved after 400 iterations.
+    ("ant_vel", "rl2"): {"iterations": 800},
+    # Its network learns little from observations of other scales; other methods learn without.
+    ("ant_goal", "rl2"): {"normalise_observations": True},
+    # As many environment steps as MAML.
+    ("humanoid_dir", "rl2"): {"normalise_observations": True, "iterations": 120},
+    # One episode of ten pulls, for which the paper has figures too.
+    ("bernoulli_bandit", "rl2_once"): {
+        **RL2_OF_SHORT,
+        "rl2_episodes": 1,
+        "num_rollouts": 20,
+        "eval_num_steps": 0,
+    },
 }
-# Still improved after 600 and 1200 iterations.
-METHODS["ant_dir"]["maml"]["iterations"] = 900
-METHODS["ant_dir"]["oracle"]["iterations"] = 1800
-# With a few extra inputs that adapt instead of all parameters, half as many rollouts do as well
-# in an outer step.
-METHODS["half_cheetah_dir"]["cavia"] = {
-    **METHODS["half_cheetah_dir"]["learned_step_lvc"],
-    "adapt_only": "context",
-    "context_size": 8,
-    "inner_lr": 10.0,
-    "num_rollouts": 10,
-    "iterations": 500,
-}
-# Its network learns little from observations of other scales; other methods learn without.
-METHODS["ant_goal"]["rl2"]["normalise_observations"] = True
-# As many environment steps as MAML.
-METHODS["humanoid_dir"]["rl2"] |= {"normalise_observations": True, "iterations": 120}
-# Not trained again with less noise at the start.
-METHODS["half_cheetah_dir"]["rl2"]["initial_std"] = 0.5
-# Still improved after 400 iterations.
-METHODS["ant_vel"]["rl2"]["iterations"] = 800
-# Without normalised observations, PPO trains them in fewer steps.
-METHODS["ant_goal"]["oracle"] |= {**PPO, "num_rollouts": 5}
-METHODS["humanoid_dir"]["oracle"] |= {**PPO, "num_rollouts": 5, "iterations": 400}
-# One episode of ten pulls, for which the paper has figures too.
-METHODS["bernoulli_bandit"]["rl2_once"] = {
-    **METHODS["bernoulli_bandit"]["rl2"],
-    "rl2_episodes": 1,
-    "num_rollouts": 20,
-    "eval_num_steps": 0,
-}
-# short_baselines.py computes its optimal policies. A trained oracle learns little from a task's 550 numbers.
-del METHODS["tabular_mdp"]["oracle"]
+for (_family, _method), _changed in EXCEPTIONS.items():
+    METHODS[_family][_method] = METHODS[_family].get(_method, {}) | _changed
 # Points of a learning curve in training.json.
 POINTS = 1000
 # All names of methods, each once.
