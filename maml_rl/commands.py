@@ -115,15 +115,16 @@ def compare(
         trust: Import the modules that config.json files name, where one registers a method of the user's own.
     """
     from .results.comparison import (
+        as_markdown,
         by_method,
-        comparison_figure,
         comparison_table,
         family_name,
         interval_words,
         kind_of_tasks,
         load_runs,
+        success_rows,
     )
-    from .results.plots import write_figure
+    from .results.plots import comparison_figure, write_figure
 
     if picture.suffix not in ("", ".png"):
         raise UserError(f"picture is {picture}, but must be a .png file.")
@@ -140,6 +141,9 @@ def compare(
         "returns minus the first. Score: (method - random) / (oracle - random), of means; random is the untrained "
         "policy of plain MAML, or of the first method in the alphabet."
     )
+    if success := success_rows(methods):
+        print(f"\n{as_markdown(success)}")
+        print("\nSuccess is the mean share of rollouts, with a 95% bootstrap interval.")
     print(f"picture      {picture}")
 
 

@@ -11,21 +11,28 @@ from scipy import stats
 from maml_rl import Config, UserError
 from maml_rl.methods import curve_name
 from maml_rl.results.comparison import (
+    as_markdown,
     at_episodes,
     by_method,
     comparison_table,
     interquartile_mean,
     label,
     load_runs,
+    success_rows,
 )
+from maml_rl.results.report import report
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import save_config
 
 RL2 = {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
 
 
-def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, random=-80.0, **options):
-    """A run folder with ten tasks' returns around `mean` (S + 1 numbers), and the untrained policy's below it."""
+def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, random=-80.0, success=None, **options):
+    """A run folder with ten tasks' returns around `mean` (S + 1 numbers), and the untrained policy's below it.
+
+    Args:
+        success: The method's shares of success, (10, S + 1).
+    """
     config = Config(run_dir=folder, seed=seed, eval_num_steps=steps, eval_num_rollouts=num_rollouts, **options)
     folder.mkdir(parents=True)
     save_config(config)
@@ -43,6 +50,8 @@ def write_run(folder, mean, steps=3, seed=1, num_rollouts=20, random=-80.0, **op
             ("random", np.full(steps + 1, random)),
         )
     }
+    if success is not None:
+        methods[curve_name(config)]["success"] = np.asarray(success).tolist()
     results = {"iterations": config.iterations, "num_rollouts": num_rollouts, "num_tasks": 10, "methods": methods}
     write_json(folder / "evaluation.json", results)
     return folder
@@ -145,6 +154,27 @@ def test_table_has_scores_and_what_was_published(tmp_path):
     published = comparison_table("maml_rl/Navigation2D-v0", methods).splitlines()[-1]
     assert published.endswith("0.526, 0.831, 0.980, 0.979 |")
     assert "score" not in comparison_table("x", {name: methods[name] for name in ("maml", "random")})
+
+
+def test_success_has_a_table_of_its_own(tmp_path, command):
+    """Percentages of all seeds' rollouts; the untrained policy reports no success here, and has no row."""
+    share = np.linspace(0, 1, 10)[:, None] * [0.0, 0.5, 1.0, 1.0]
+    one = write_run(tmp_path / "one", [1, 2, 3, 3], success=share)
+    other = write_run(tmp_path / "other", [1, 2, 3, 3], success=np.full((10, 4), 0.25), seed=2)
+    head, row = success_rows(by_method(load_runs([one, other])))
+    assert head == ["success", "seeds", "0 steps", "1 step", "2 steps", "3 steps"]
+    assert row[:2] == ["maml", "2"]
+    assert [cell.split("%")[0] for cell in row[2:]] == ["12.5", "25.0", "37.5", "37.5"]
+    assert row[2] == "12.5% [0.0, 25.0]"  # two seeds without spread over tasks
+    printed = command("compare", one, other).stdout
+    assert as_markdown([head, row]) in printed
+    assert row[3] in report([one, other])
+    plain = write_run(tmp_path / "plain", [1, 2, 3, 3], seed=3)
+    assert not success_rows(by_method(load_runs([one, plain])))  # one of its seeds does not say
+    assert "Success" not in report([plain])
+    wrong = write_run(tmp_path / "wrong", [1, 2, 3, 3], success=share[:, :2])
+    with pytest.raises(UserError, match="success has another shape than returns"):
+        load_runs([wrong])
 
 
 def test_points_are_taken_by_episodes_seen(tmp_path):

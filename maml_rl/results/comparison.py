@@ -2,12 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..config import Config
 from ..errors import UserError
@@ -34,6 +33,8 @@ class Curves(NamedTuple):
         env_steps: The environment steps in these episodes, mean over seeds.
         middle: The interquartile mean of the returns, (S + 1,).
         interval: Its 95% interval, (S + 1, 2).
+        success: The share of rollouts with success, mean over tasks and seeds, (S + 1,), and its 95% interval,
+            (S + 1, 2). None if a run does not have it.
     """
 
     returns: list[Array]
@@ -42,6 +43,7 @@ class Curves(NamedTuple):
     env_steps: Array
     middle: Array
     interval: Array
+    success: tuple[Array, Array] | None
 
 
 def label(config: Config) -> str:
@@ -74,6 +76,8 @@ def load_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
             for curve in results["methods"].values():
                 if np.ndim(curve["returns"]) != 2 or len(curve["env_steps"]) != len(curve["mean"]):
                     raise ValueError("returns or env_steps have another shape")
+                if np.shape(curve.get("success", curve["returns"])) != np.shape(curve["returns"]):
+                    raise ValueError("success has another shape than returns")
             if not {"num_tasks", "num_rollouts"} <= results.keys():
                 raise ValueError("num_tasks or num_rollouts is missing")
             if results.get("tasks_given"):
@@ -178,12 +182,14 @@ def _curves(group: list[Run], method: str) -> Curves:
     config, num_rollouts = group[0][1], group[0][2]["num_rollouts"]
     returns = [np.array(curve["returns"])[:, :shortest] for curve in curves]
     remembers = method_of(config).independent_learners
+    successes = [np.array(curve["success"])[:, :shortest] for curve in curves if "success" in curve]
     return Curves(
         returns,
         np.arange(shortest) * (1 if remembers else num_rollouts),
         remembers,
         np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
         *interquartile_mean(returns),
+        _with_interval(successes, lambda values: values.mean(-2)) if len(successes) == len(curves) else None,
     )
 
 
@@ -200,16 +206,21 @@ def interquartile_mean(returns: list[Array]) -> tuple[Array, Array]:
     Returns:
         (S + 1,) and (S + 1, 2).
     """
+    return _with_interval(returns, _mean_of_middle_half)
+
+
+def _with_interval(by_seed: list[Array], statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """Computes a statistic of values (..., n, S + 1) over n, with the interval of `interquartile_mean`."""
     rng = np.random.default_rng(0)
-    num_tasks = min(len(of_seed) for of_seed in returns)
-    values = np.stack([of_seed[:num_tasks] for of_seed in returns])  # (seeds, tasks, S + 1)
+    num_tasks = min(len(of_seed) for of_seed in by_seed)
+    values = np.stack([of_seed[:num_tasks] for of_seed in by_seed])  # (seeds, tasks, S + 1)
     resampled = []
     for _ in range(_RESAMPLES // _BATCH):
         seeds = rng.integers(len(values), size=(_BATCH, len(values), 1))
         drawn = values[seeds, rng.integers(num_tasks, size=(_BATCH, len(values), num_tasks))]
-        resampled.append(_mean_of_middle_half(drawn.reshape(_BATCH, -1, values.shape[-1])))
+        resampled.append(statistic(drawn.reshape(_BATCH, -1, values.shape[-1])))
     interval = np.percentile(np.concatenate(resampled), [2.5, 97.5], axis=0)
-    return _mean_of_middle_half(np.concatenate(returns)), interval.T
+    return statistic(np.concatenate(by_seed)), interval.T
 
 
 def _mean_of_middle_half(values: Array) -> Array:
@@ -251,6 +262,11 @@ def _longest(methods: dict[str, Curves]) -> Curves:
     return max(methods.values(), key=lambda c: (len(c.episodes) > 1 and not c.remembers, len(c.episodes)))
 
 
+def _unit(methods: dict[str, Curves]) -> str:
+    """What the `columns` are numbered by."""
+    return "episode" if _longest(methods).remembers else "step"
+
+
 def step_names(numbers: Iterable[int], unit: str = "step") -> list[str]:
     """The heads of columns: 0 steps, 1 step, 2 steps."""
     return [f"{k} {unit}{'s' * (k != 1)}" for k in numbers]
@@ -267,8 +283,7 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
     num_columns = len(next(iter(at.values())))
     means = means_in_columns(methods)
     scored = {"oracle", "random"} <= means.keys()
-    in_episodes = _longest(methods).remembers
-    steps = step_names(range(num_columns), "episode" if in_episodes else "step")
+    steps = step_names(range(num_columns), _unit(methods))
     rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
     for name, curves in methods.items():
         middle, interval = curves.middle, curves.interval
@@ -278,13 +293,26 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
         if scored:
             scores = published.score(means[name], means["random"], means["oracle"][0])
             rows[-1].append(", ".join(f"{score:.3f}" for score in scores))
-    if env_id in published.RETURNS and not in_episodes:
+    if env_id in published.RETURNS and _unit(methods) == "step":
         paper = {name: np.array(returns) for name, returns in published.RETURNS[env_id].items()}
         maml = paper["maml"][:num_columns]
         cells = ["MAML as published (means)", "", *(f"{x:.2f}" for x in maml), f"{maml[-1] - maml[0]:.2f}"]
         scores = published.score(paper["maml"], paper["random"], paper["oracle"][0])[:num_columns]
         rows.append(cells + [", ".join(f"{score:.3f}" for score in scores)] * scored)
     return rows
+
+
+def success_rows(methods: dict[str, Curves]) -> list[list[str]]:
+    """Returns the rows of a table of success in percent, in the `columns`. It is empty if no run has success."""
+    at = columns(methods)
+    head = ["success", "seeds", *step_names(range(len(next(iter(at.values())))), _unit(methods))]
+    rows = [head]
+    for name, curves in methods.items():
+        if curves.success is not None:
+            mean, interval = (100 * values for values in curves.success)
+            cells = [f"{mean[i]:.1f}% [{interval[i, 0]:.1f}, {interval[i, 1]:.1f}]" for i in at[name]]
+            rows.append([name, str(len(curves.returns)), *cells])
+    return rows if len(rows) > 1 else []
 
 
 def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
@@ -295,38 +323,3 @@ def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
 def as_markdown(rows: list[list[str]]) -> str:
     """A table in Markdown, its head first."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
-
-
-def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
-    """Draws interquartile means with 95% intervals over environment steps in a task, one curve per method."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    # Steps that all use the same examples are told apart by their number only.
-    same = any((np.diff(curves.env_steps) == 0).any() for curves in methods.values())
-    if same:
-        methods = {name: c._replace(env_steps=np.arange(len(c.middle))) for name, c in methods.items()}
-    axes = figure.add_subplot(
-        title=f"{env_id}\n{interval_words(methods)}",
-        xlabel="adaptation steps" if same else "environment steps in a new task",
-        ylabel="return (interquartile mean)",
-    )
-    longest = max(curves.env_steps[-1] for curves in methods.values())
-    first = min((c.env_steps[1] for c in methods.values() if len(c.env_steps) > 1), default=1.0)
-    for i, (name, curves) in enumerate(methods.items()):
-        middle, interval = curves.middle, curves.interval
-        colour, style = f"C{i % 10}", "-" if i < 10 else "--"
-        if len(middle) == 1:  # does not adapt
-            axes.axhline(middle[0], color=colour, linestyle=":", label=name)
-            axes.fill_between([0, longest], *np.repeat(interval.T, 2, axis=1), color=colour, alpha=0.15)
-        else:
-            axes.plot(curves.env_steps, middle, style, color=colour, marker="o", markersize=3, label=name)
-            axes.fill_between(curves.env_steps, *interval.T, color=colour, alpha=0.15)
-    if env_id in published.SAME_PHYSICS and "maml" in methods:
-        paper = published.RETURNS[env_id]["maml"][: len(methods["maml"].env_steps)]
-        steps = methods["maml"].env_steps[: len(paper)]
-        axes.plot(steps, paper, "k--", marker="x", label="MAML as published (means)")
-    if longest > 10 * first:
-        axes.set_xscale("symlog", linthresh=first)
-    axes.set_xlim(0, max(longest * 1.05, 1.0))
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize="small", loc="outside right upper")
-    return figure

@@ -17,7 +17,6 @@ from ..sampling.spaces import Array
 from .comparison import (
     Run,
     by_method,
-    comparison_figure,
     comparison_rows,
     differing_options,
     family_name,
@@ -25,8 +24,9 @@ from .comparison import (
     interval_words,
     kind_of_tasks,
     load_runs,
+    success_rows,
 )
-from .plots import pixels, png
+from .plots import comparison_figure, pixels, png
 
 _POINTS = 200  # of a learning curve
 _STYLE = """
@@ -75,6 +75,10 @@ def _section(name: str, runs: list[Run]) -> Iterator[str]:
         "column minus the first. Score: (method - random) / (oracle - random), of means. Random is an untrained "
         "policy.</p>"
     )
+    if success := success_rows(methods):
+        yield f"<h3>Success on {tasks}</h3>"
+        yield _table(success)
+        yield "<p>The mean share of rollouts, with a 95% bootstrap interval.</p>"
     yield _picture(comparison_figure(name, methods), f"Returns on {tasks} of {name}")
     curves = {method: [learning_curve(folder) for folder, _, _ in group] for method, group in named.items()}
     if any(len(steps) for of_method in curves.values() for steps, _, _ in of_method):
