@@ -1,5 +1,6 @@
 """A trained run, ready to adapt to an environment and act in it."""
 
+import copy
 import dataclasses
 import logging
 import os
@@ -22,9 +23,10 @@ from .envs import VectorFamily
 from .errors import UserError
 from .methods import adapts_to_examples, method_of
 from .policies import flatten
+from .policies.parameters import load as load_parameters
 from .runs.evaluation import lr_factors
 from .runs.folder import load_run
-from .sampling.actors import Actor
+from .sampling.actors import Actor, TaskPolicies
 from .sampling.examples import as_tensors, predict
 from .sampling.families import make_env
 from .sampling.rollouts import Rollouts
@@ -192,6 +194,19 @@ class AdaptedPolicy:
             self._last = distribution.mode() if deterministic else distribution.sample(self._generator)
         actions = self._to_env(self._last[0].numpy())
         return actions if self._env.batched else actions[0]
+
+    @property
+    def policy(self) -> nn.Module:
+        """A copy of the policy module with the adapted parameters θ′, for example to save its `state_dict`.
+
+        Raises:
+            UserError: If the policy adapts with a memory (RL²) and not with its parameters.
+        """
+        if not isinstance(self._actor, TaskPolicies):
+            raise UserError("This policy adapts with its memory, so it has no adapted parameters to copy.")
+        policy = copy.deepcopy(self._actor.policy)
+        load_parameters(policy, self._actor.thetas[0])
+        return policy
 
     def _remember(self, reward: Any, ended: Any) -> None:
         """Tells the actor the result of the last action."""

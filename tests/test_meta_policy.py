@@ -100,6 +100,31 @@ def test_it_adapts_where_derivatives_are_switched_off():
     assert torch.equal(*thetas)
 
 
+@pytest.mark.parametrize("options", [{}, {"normalise_observations": True}, {"learn_lr": "task"}])
+def test_an_adapted_policy_is_kept_as_a_state_dict(options, tmp_path):
+    """Its module has θ′, and a run with these parameters acts as it does, without another step."""
+    meta, env = untrained("maml_rl/Navigation2D-v0", **options), gymnasium.make("maml_rl/Navigation2D-v0")
+    env.reset(options={"task": np.array([0.3, -0.4])})
+    adapted = meta.adapt(env, num_steps=2, num_rollouts=4, seed=3)
+    before = flatten(meta.policy).clone()
+    torch.save(adapted.policy.state_dict(), tmp_path / "adapted.pt")
+    assert torch.equal(flatten(adapted.policy), adapted._actor.thetas[0])
+    assert torch.equal(flatten(meta.policy), before)
+    observation, _ = env.reset(seed=0)
+    wanted, old = (p(observation, deterministic=True) for p in (adapted, meta.adapt(env, num_steps=0)))
+    meta.policy.load_state_dict(torch.load(tmp_path / "adapted.pt", weights_only=True))
+    again = meta.adapt(env, num_steps=0)(observation, deterministic=True)
+    np.testing.assert_array_equal(again, wanted)
+    assert np.abs(wanted - old).max() > 1e-3
+
+
+def test_a_policy_with_a_memory_has_no_adapted_parameters():
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    adapted = untrained("maml_rl/Navigation2D-v0", **RL2).adapt(env, num_steps=1)
+    with pytest.raises(UserError, match="adapts with its memory, so it has no adapted parameters to copy"):
+        _ = adapted.policy
+
+
 def test_resets_leave_the_task_alone():
     meta = untrained("maml_rl/Navigation2D-v0")
     env = gymnasium.make("maml_rl/Navigation2D-v0")
