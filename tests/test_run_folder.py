@@ -76,11 +76,13 @@ def test_stopped_and_resumed_equals_uninterrupted(command, tmp_path, finished, h
     )
 
 
-def test_killed_before_the_first_checkpoint_starts_afresh(command, tmp_path):
+def test_killed_before_the_first_checkpoint_starts_afresh(command, tmp_path, caplog):
     arguments = ("train", *MISBEHAVING, *TINY, "--iterations", 2, "--run-dir", "run", "--resume")
     assert command(*arguments, MISBEHAVE="SIGKILL", MISBEHAVE_AT="6").returncode == -9
     assert not (tmp_path / "run/checkpoint.pt").exists()
+    caplog.set_level("INFO")
     assert command(*arguments).returncode == 0
+    assert "run has no checkpoint to continue, so training begins." in caplog.text
     assert len(scalars(tmp_path / "run")["train/return_step_0"]) == 2
 
 

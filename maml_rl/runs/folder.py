@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -29,6 +30,8 @@ from ..sampling.normalisation import add_statistics
 from ..sampling.streams import stream, torch_generator
 from .checkpoint import State, load_checkpoint
 from .files import LOCK, locked, make_folder, write_json
+
+_log = logging.getLogger(__name__)
 
 # Options that earlier versions did not have, by the first version that has them. Their defaults must do what
 # earlier versions did. (`device` and `normalise_advantages` were added during 0.1.)
@@ -142,6 +145,8 @@ def _state(config: Config, policy: nn.Module) -> State:
     """Returns the state of the run in the folder, or the first one if it has trained nothing yet."""
     folder = config.run_dir
     if not (folder / "checkpoint.pt").exists():
+        if config.resume:
+            _log.info("%s has no checkpoint to continue, so training begins.", folder)
         return State(flatten(policy), flatten(policy), {}, 0, 0)
     if not config.resume:
         raise UserError(
