@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from .family import VectorFamily, in_words
 from .making import make_vec
-from .native import TaskEnv
+from .native import TaskEnv, TaskVectorEnv
 from .slots import make_flat, reset_with_task
 
 
@@ -135,7 +135,8 @@ def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
 def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None:
     """Checks that N environments do the same as N single ones with the same seeds and tasks."""
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(3))
-    singles = [make_flat(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
+    make = gymnasium.make if isinstance(env, TaskVectorEnv) else make_flat
+    singles = [make(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
     observations, _ = env.reset(seed=11, options={"task": tasks})
     for i, single in enumerate(singles):
         first, _ = reset_with_task(single, tasks[i], seed=11 + i)

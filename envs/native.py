@@ -121,9 +121,10 @@ class TaskVectorEnv(VectorFamily):
 
     def _observed(self) -> Array:
         """The observations in the current states, (N, O)."""
-        return self._of_shape(
-            "observation", self.observation(self._state, self.tasks), self.observation_space.shape
-        )
+        state, tasks = self._state.view(), self.tasks.view()
+        state.flags.writeable = tasks.flags.writeable = False
+        seen = self._of_shape("observation", self.observation(state, tasks), self.observation_space.shape)
+        return seen if seen.flags.writeable else seen.copy()  # it may be the state, which a caller must not change
 
     def _of_shape(self, function: str, result: Array, shape: tuple[int, ...] | None) -> Array:
         """Checks what a function of the family returns. Errors far from it would not name it."""
@@ -209,8 +210,8 @@ class TaskVectorEnv(VectorFamily):
             next_state[failed] = state[failed]
         rewards = self._of_shape("reward", self.reward(state, actions, next_state, tasks, noise), per_row)
         terminated = self._of_shape("terminated", self.terminated(next_state, tasks), per_row)
-        if any_failed:
-            rewards[failed], terminated[failed] = 0.0, False
+        if any_failed:  # what the family returned may be a part of its state
+            rewards, terminated = np.where(failed, 0.0, rewards), terminated & ~failed
         if len(state) == self.num_envs:
             self._state = next_state
         else:

@@ -27,7 +27,8 @@ class SupervisedFamily(TaskVectorEnv):
     def _resize(self, num_envs: int) -> None:
         super()._resize(num_envs)
         space = self.single_action_space
-        numbers = isinstance(space, spaces.Box) and len(space.shape) == 1 and not space.is_bounded()
+        unbounded = isinstance(space, spaces.Box) and not (space.bounded_below | space.bounded_above).any()
+        numbers = unbounded and len(space.shape or ()) == 1
         if not numbers and not isinstance(space, spaces.Discrete):
             raise ValueError(
                 f"{self.name}: the action space is {in_words(space)}, but predictions must be an unbounded, "

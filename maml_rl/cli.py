@@ -150,7 +150,8 @@ def _options(arguments: list[str], defaults: Config) -> Config:
     """Reads options from the command line. With `--resume RUN_DIR`, their defaults are those of the run in there.
 
     Raises:
-        UserError: If there is no run, or if only its config.json names the module that registers its family.
+        UserError: If there is no run, if another folder is named too, or if only its config.json names the module
+            that registers its family.
     """
     head = f"Meta-trains on {defaults.env_id}." if defaults.env_id != Config.env_id else train.__doc__
     at = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
@@ -159,6 +160,8 @@ def _options(arguments: list[str], defaults: Config) -> Config:
 
         folder = Path(arguments[at])
         arguments = arguments[: at - 1] + arguments[at + 1 :]
+        if any(word.split("=")[0] in ("--run-dir", "--run_dir") for word in arguments):
+            raise UserError(f"--resume {folder} continues in that folder; leave --run-dir out.")
         defaults = dataclasses.replace(load_config(folder), resume=True)
         if not any(word.split("=")[0] in ("--env-id", "--env_id") for word in arguments):
             require_trust(defaults, f"name it yourself: --env-id {defaults.env_id}")

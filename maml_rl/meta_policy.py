@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ class MetaPolicy:
             UserError: If the environment does not fit the run, or an observation or reward is not finite.
         """
         config, method = self.config, method_of(self.config)
+        for name, value in (("num_steps", num_steps), ("num_rollouts", num_rollouts), ("seed", seed)):
+            if value is not None and not isinstance(value, Integral):
+                raise UserError(f"{name} is {value!r}, but must be a whole number.")
         if config.observe_task:
             raise UserError("The oracle is given its task and does not adapt; load a run without observe_task.")
         family = make_env(dataclasses.replace(config, num_workers=0), 1)  # for its spaces, in this process
@@ -256,9 +260,8 @@ class _GivenEnv(VectorFamily):
             self.raw_space, num_envs = env.observation_space, 1
             self.single_action_space = env.action_space
         self._env, self._any_number = env, env is family  # of examples
-        wanted_shape = family.single_observation_space.shape
-        as_it_is = isinstance(self.raw_space, spaces.Box) and self.raw_space.shape == wanted_shape
-        self.flattens = not (as_it_is or isinstance(self.raw_space, spaces.Discrete))
+        of_run = family.single_observation_space
+        self.flattens = (type(self.raw_space), self.raw_space.shape) != (type(of_run), of_run.shape)
         self.single_observation_space = spaces.flatten_space(self.raw_space) if self.flattens else self.raw_space
         for name in ("single_observation_space", "single_action_space"):
             ours, wanted = getattr(self, name), getattr(family, name)
@@ -298,7 +301,7 @@ class _GivenEnv(VectorFamily):
             observations, rewards, terminated, truncated, info = self._env.step(actions)
         else:
             observations, reward, *ends, info = self._env.step(actions[0])
-            rewards, terminated, truncated = np.array([reward]), np.array(ends[:1]), np.array(ends[1:])
+            rewards, terminated, truncated = np.array([reward]), np.array(ends[:1], bool), np.array(ends[1:], bool)
         self._ended = np.asarray(terminated | truncated, bool)
         self._steps += 1
         truncated = truncated | (self._steps == self.max_episode_steps)  # the run's horizon may be shorter

@@ -5,6 +5,7 @@ To add a method, write a class with this protocol and register it: `METHODS["min
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from types import NoneType
 from typing import Any, Protocol, TypeGuard
 
@@ -168,9 +169,11 @@ def require_update(name: str, before: Tensor, theta: Any, optimiser_state: Any, 
                 "must return numbers of Python, strings and tensors in lists and dictionaries; convert it, for "
                 "example with float()."
             )
+    if type(figures) is not dict:
+        raise UserError(f"{wrong} {figures!r} as its figures, but must return a dictionary of numbers.")
     for figure, value in figures.items():
-        if np.ndim(value):
-            raise UserError(f"{wrong} the figure {figure!r} of shape {np.shape(value)}, but must return a number.")
+        if not (isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)):
+            raise UserError(f"{wrong} {value!r} as the figure {figure!r}, but must return a number.")
 
 
 def adapts_to_examples(env: VectorFamily, method: Method) -> TypeGuard[SupervisedFamily]:

@@ -50,6 +50,12 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def launch() -> str:
+    """Names the torchrun that started this process, the same for all its restarts. "" without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return str(os.getppid()) if name == "none" else name
+
+
 def share(num_tasks: int) -> slice:
     """The rows of this rank's tasks among all M."""
     return slice(_rank * num_tasks // _size, (_rank + 1) * num_tasks // _size)

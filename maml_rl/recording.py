@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
@@ -53,11 +54,8 @@ def open_run(
     """
     if callable(callbacks):
         raise UserError("callbacks is one function, not a list of them; pass callbacks=[function].")
-    config = dataclasses.replace(
-        config,
-        run_dir=config.run_dir.absolute(),  # environments may change the folder
-        resume=config.resume or ranks.restarted(),
-    )
+    callbacks = tuple(callbacks)
+    config = dataclasses.replace(config, run_dir=config.run_dir.absolute())  # environments may change the folder
     device = learner_device(config)
     policy = new_policy(config, own, for_training=True)
     with contextlib.ExitStack() as stack:
@@ -206,7 +204,7 @@ class Run:
         scalars = phase_scalars("train", self._sums)
         returns = [scalars[f"train/return_step_{k}"] for k in range(len(self._sums))]
         scalars["train/adaptation_gain"] = returns[-1] - returns[0]
-        scalars |= {f"outer/{name}": value for name, value in figures.items()}
+        scalars |= {f"outer/{name}": float(value) for name, value in figures.items()}
         scalars["time/env_steps_per_second"] = new_steps / (updated - self._started)
         scalars["time/collect_seconds"] = self._collected - self._started
         scalars["time/update_seconds"] = updated - self._collected
@@ -225,13 +223,20 @@ class Run:
         self.state = after
         if last or after.iteration % config.checkpoint_every == 0:
             self.checkpoint(after)
-        stops = [callback(after.env_steps, scalars) is False for callback in self._callbacks]
+        results = [callback(after.env_steps, scalars) for callback in self._callbacks]
+        stops = [isinstance(result, bool | np.bool_) and not result for result in results]
         self._started = time.perf_counter()
         return not ranks.total(torch.tensor(sum(stops)))  # ranks stop together
 
     def finished(self) -> Config:
-        """Saves what is not saved yet. Returns the options, with fewer iterations if a callback ended the run."""
+        """Ends the run. One that a callback ended early is evaluated and saved as a run of so many iterations.
+
+        Returns:
+            The options, with the number of iterations that were done.
+        """
         config = dataclasses.replace(self._config, iterations=self.state.iteration)
+        if config != self._config and self.last_curve is None:
+            self._evaluate(self.state)
         if config != self._config or not config.iterations:
             self.checkpoint(self.state)
             if not ranks.rank():

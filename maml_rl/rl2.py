@@ -21,7 +21,7 @@ from .policies import Distribution, flatten, initialise, unflatten
 from .policies.ready_made import flat_size, is_image, make_head, require_fit
 from .sampling.actors import Actor
 from .sampling.advantages import with_advantages
-from .sampling.collect import collect_phase
+from .sampling.collect import collect_rollouts
 from .sampling.normalisation import normaliser
 from .sampling.rollouts import Rollouts, known_success, map_steps
 from .sampling.spaces import Array
@@ -164,7 +164,7 @@ class RL2:
         num_phases = 1 + (self.num_adaptations if lr_factors is None else len(lr_factors))
         actor = _without_memory(policy, theta, (len(tasks), num_rollouts))
         for phase in seeds.spawn(num_phases):
-            yield collect_phase(env, actor, tasks, num_rollouts, phase, self.config, theta.device)
+            yield collect_rollouts(env, actor, tasks, num_rollouts, phase).to(theta.device)
 
     def update(
         self, policy: nn.Module, theta: Tensor, optimiser_state: dict[str, Any], batches: Sequence[Rollouts]
@@ -288,6 +288,7 @@ def _check_options(config: Config) -> None:
         "cg_iterations",
         "cg_damping",
         "line_search_steps",
+        "dice_lambda",
     )
-    for name in config.changed(*unused, "dice_lambda"):
+    for name in config.changed(*unused):
         raise UserError(f"{name} is {getattr(config, name)!r}, but RL² does not use it; leave {name} out.")

@@ -81,19 +81,31 @@ def test_a_callback_ends_a_run_as_one_of_so_many_iterations(eval_every, tmp_path
     whole = Config(run_dir=tmp_path / "whole", **SMALL | {"iterations": 3, "eval_every": eval_every})
     ended = dataclasses.replace(whole, run_dir=tmp_path / "ended", iterations=9, checkpoint_every=9)
     expected, seen = maml_rl.train(whole), []
-    found = maml_rl.train(ended, callbacks=[lambda *_: seen.append(None), lambda *_: len(seen) < 3])
+    # A generator of callbacks, the second of which returns False as NumPy has it.
+    callbacks = (f for f in (lambda *_: seen.append(None), lambda *_: np.mean(len(seen)) < 3))
+    found = maml_rl.train(ended, callbacks=callbacks)
     assert len(seen) == 3
     assert torch.equal(flatten(found.policy), flatten(expected.policy))
     ours, theirs = (json.loads((config.run_dir / "evaluation.json").read_text()) for config in (ended, whole))
     assert ours == theirs
     assert load_config(ended.run_dir) == dataclasses.replace(ended, iterations=3)
     load_runs([str(ended.run_dir)])
+    curves = [found.history[tag] for tag in ("eval/return_step_0", "eval/return_step_1")]
+    assert curves == [expected.history[tag] for tag in ("eval/return_step_0", "eval/return_step_1")]
+    pictures = [(config.run_dir / "rollouts.png").read_bytes() for config in (ended, whole)]
+    assert pictures[0] == pictures[1]
     maml_rl.train(dataclasses.replace(ended, iterations=4, resume=True))
     history = maml_rl.read_history(str(ended.run_dir))
     assert len(history["train/return_step_0"]) == 4
     assert history["train/return_step_1"][:3] == [
         (step, pytest.approx(value)) for step, value in found.history["train/return_step_1"]
     ]
+
+
+def test_the_history_of_no_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="There is no folder .*nowhere; give the folder of a run"):
+        maml_rl.read_history(tmp_path / "nowhere")
+    assert maml_rl.read_history(tmp_path) == {}
 
 
 def test_a_callback_that_fails_loses_nothing(tmp_path):

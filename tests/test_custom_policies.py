@@ -448,6 +448,23 @@ def test_a_module_that_does_not_run_under_vmap_is_one_sentence(own, tmp_path):
         maml_rl.train(Config(run_dir=tmp_path / "run"), policy=own(2, (8,), GaussianHead(8, 2, 1.0)))
 
 
+def test_a_module_that_mixes_the_rows_of_a_batch_is_refused(tmp_path):
+    """Acting sees as many rows as there are rollouts, and learning sees those of all steps."""
+    policy = MLP(2, (8,), GaussianHead(8, 2, 1.0))
+    policy.body = nn.Sequential(policy.body, nn.BatchNorm1d(8, track_running_stats=False))
+    with pytest.raises(UserError, match="depends on the other observations of a batch.*LayerNorm"):
+        maml_rl.train(Config(run_dir=tmp_path / "run"), policy=policy)
+    policy.body[1] = nn.LayerNorm(8)
+    options = {"num_tasks": 2, "num_rollouts": 2, "horizon": 3, "iterations": 1, "eval_every": 0}
+    options |= {"eval_num_tasks": 2, "eval_num_rollouts": 2}
+    maml_rl.train(Config(run_dir=tmp_path / "run", **options), policy=policy)
+
+
+def test_a_standard_deviation_is_refused_where_actions_have_none():
+    with pytest.raises(UserError, match="initial_std is 0.5, but the actions .* have no standard deviation"):
+        ready_made(spaces.Box(0, 1, (3,)), spaces.Discrete(2), Config(initial_std=0.5), torch.Generator())
+
+
 def test_inputs_of_another_shape_are_named(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         maml_rl.train(Config(run_dir=tmp_path / "run"), policy=MLP(3, (8,), GaussianHead(8, 2, 1.0)))

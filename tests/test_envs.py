@@ -291,6 +291,43 @@ def test_a_transition_cannot_change_the_state_in_place(monkeypatch):
         env.step(np.zeros((3, 2)))
 
 
+def test_an_observation_cannot_change_the_state_in_place(monkeypatch):
+    def observation(self, state, task):
+        task += 1.0
+        return state
+
+    monkeypatch.setattr(Navigation2DVectorEnv, "observation", observation)
+    with pytest.raises(ValueError, match="read-only"):
+        Navigation2DVectorEnv(3, max_episode_steps=1).reset(seed=0)
+    monkeypatch.setattr(Navigation2DVectorEnv, "observation", lambda self, state, task: state)
+    env = Navigation2DVectorEnv(3, max_episode_steps=5)
+    first, _ = env.reset(seed=0)
+    first += 1.0  # a caller may change what it got
+    np.testing.assert_array_equal(env.step(np.zeros((3, 2)))[0], np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("part", ["task", "next_state"])
+def test_a_broken_simulation_leaves_alone_what_a_reward_is_a_part_of(part, monkeypatch):
+    """A reward of 0 must not be written into the task or the state."""
+
+    def reward(self, state, action, next_state, task, noise):
+        return {"task": task, "next_state": next_state}[part][:, 0]
+
+    monkeypatch.setattr(Navigation2DVectorEnv, "reward", reward)
+    monkeypatch.setattr(
+        Navigation2DVectorEnv, "broken", lambda self, state, task: np.arange(3) == (self._steps > 1)
+    )
+    env = Navigation2DVectorEnv(3, max_episode_steps=5)
+    env.reset(seed=0, options={"task": np.full((3, 2), 0.3)})
+    before, *_ = env.step(np.full((3, 2), 0.1))
+    env.step(np.full((3, 2), 0.1))
+    after, rewards, *_, info = env.step(np.full((3, 2), 0.1))
+    assert info["failed"].any()
+    assert not rewards[info["failed"]].any()
+    assert (after[:, 0] > before[:, 0] - 1e-9).all()
+    np.testing.assert_array_equal(env.tasks, np.full((3, 2), 0.3))
+
+
 def test_a_misspelt_option_of_reset_is_refused():
     env = gymnasium.make("maml_rl/Navigation2D-v0")
     with pytest.raises(ValueError, match="reset has no option 'tasks'; its only option is 'task'"):

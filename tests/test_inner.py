@@ -215,8 +215,11 @@ def test_context_is_an_input_of_the_policy():
 def test_a_part_the_policy_has_not_is_refused(kind):
     policy, _ = make_policy(kind)
     if kind == "categorical":
-        with pytest.raises(UserError, match="log_std_lr is 0.5, but the policy has no parameter log_std"):
+        with pytest.raises(UserError, match="log_std_lr is 0.5, but no parameter that adapts is a log_std"):
             prepare(policy, Config(log_std_lr=0.5), O, A)
+    else:  # it is in the head
+        with pytest.raises(UserError, match="log_std_lr is 0.5, but no parameter that adapts is a log_std"):
+            prepare(policy, Config(log_std_lr=0.5, adapt_only="body"), O, A)
     with pytest.raises(
         UserError, match="adapt_only is 'tail', but the policy's parts are body, head; choose one.*context_size"
     ):

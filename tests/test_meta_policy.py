@@ -9,6 +9,8 @@ import pytest
 import torch
 from conftest import phases
 from gymnasium.vector import AutoresetMode
+from maml_rl.envs import check_family
+from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
 from test_custom_policies import Own, config_of
 from torch.func import vmap
 from torch.utils._pytree import tree_map
@@ -123,6 +125,57 @@ def test_a_policy_with_a_memory_has_no_adapted_parameters():
     adapted = untrained("maml_rl/Navigation2D-v0", **RL2).adapt(env, num_steps=1)
     with pytest.raises(UserError, match="adapts with its memory, so it has no adapted parameters to copy"):
         _ = adapted.policy
+
+
+class Pair(Navigation2DVectorEnv):
+    """Shows only in which quarter of the plane the point is, as two numbers."""
+
+    single_observation_space = gymnasium.spaces.MultiDiscrete([2, 2])
+
+    def observation(self, state, task):
+        return (state[:, :2] > 0).astype(np.int64)
+
+
+class SinglePair(Navigation2DEnv):
+    vector_class = Pair
+
+
+def test_batched_families_with_several_discrete_observations_are_adapted_to():
+    gymnasium.register(
+        "tests/Pair-v0",
+        entry_point="test_meta_policy:SinglePair",
+        vector_entry_point="test_meta_policy:Pair",
+        max_episode_steps=6,
+    )
+    check_family("tests/Pair-v0")
+    meta, thetas = untrained("tests/Pair-v0", num_rollouts=4), []
+    task = [0.3, 0.3]
+    single, several = gymnasium.make("tests/Pair-v0"), gymnasium.make_vec("tests/Pair-v0", 4)
+    for env, tasks in ((single, task), (several, [task] * 4)):
+        env.reset(options={"task": tasks})
+        thetas.append(meta.adapt(env, seed=0)._actor.thetas)
+    assert all((theta - flatten(meta.policy)).abs().max() > 1e-3 for theta in thetas)
+
+
+class Careless(gymnasium.Wrapper):
+    """Its flags are numbers."""
+
+    def step(self, action):
+        observation, reward, *ends, info = super().step(action)
+        return observation, reward, *map(int, ends), info
+
+
+def test_flags_may_be_numbers_and_numbers_must_be_whole():
+    meta = untrained("maml_rl/Navigation2D-v0")
+    thetas = []
+    for wrapper in (Careless, gymnasium.Wrapper):
+        env = wrapper(gymnasium.make("maml_rl/Navigation2D-v0"))
+        env.reset(options={"task": np.array([0.3, 0.3])})
+        thetas.append(meta.adapt(env, num_rollouts=2, seed=0)._actor.thetas)
+    assert torch.equal(*thetas)
+    for name in ("num_steps", "num_rollouts", "seed"):
+        with pytest.raises(UserError, match=f"{name} is 1.5, but must be a whole number"):
+            meta.adapt(env, **{name: 1.5})
 
 
 def test_resets_leave_the_task_alone():

@@ -106,7 +106,9 @@ def test_what_the_optimiser_remembers_is_resumed(method, tmp_path):
             r"numpy.float64 at \['best'\]",
         ),
         (lambda theta, state, figures: (theta, {"best": np.ones(2)}, figures), r"numpy.ndarray at \['best'\]"),
-        (lambda theta, state, figures: (theta, state, {"x": np.ones(2)}), r"the figure 'x' of shape \(2,\)"),
+        (lambda theta, state, figures: (theta, state, {"x": np.ones(2)}), r"array.* as the figure 'x'"),
+        (lambda theta, state, figures: (theta, state, {"x": None}), "None as the figure 'x'"),
+        (lambda theta, state, figures: (theta, state, [1.0]), r"\[1.0\] as its figures"),
     ],
 )
 def test_results_that_cannot_be_used_or_saved_are_refused(change, sentence, tmp_path, monkeypatch):

@@ -25,6 +25,14 @@ from maml_rl.sampling.normalisation import add_statistics, as_returned, normalis
 from maml_rl.sampling.streams import numpy_generator, stream
 
 
+def test_observations_whose_variance_is_not_finite_are_named():
+    policy, _ = with_statistics()
+    batch = random_rollouts("normal")
+    batch = batch._replace(observations=1e30 * batch.observations.float())
+    with pytest.raises(UserError, match="so large that their variance is not finite in float32; scale them"):
+        with_observations(policy, flatten(policy), [batch])
+
+
 def with_statistics(size=2):
     policy = torch.nn.Linear(size, 1)
     add_statistics(policy, maml_rl.Config(normalise_observations=True), size)

@@ -296,6 +296,38 @@ def test_resume_needs_no_other_option(command, finished, tmp_path):
     assert "nowhere holds no run" in result.stderr
 
 
+def test_resume_with_two_folders_is_refused(command, finished, tmp_path):
+    shutil.copytree(finished[0].run_dir, tmp_path / "run")
+    result = command("train", "--resume", "run", "--run-dir=other", "--iterations", 7)
+    assert result.returncode == 2
+    assert "--resume run continues in that folder; leave --run-dir out" in result.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_policy_of_the_zoo_is_not_continued_or_compared(command):
+    for arguments in (("train", "--resume", "zoo/navigation_2d"), ("compare", "zoo/navigation_2d")):
+        result = command(*arguments)
+        assert result.returncode == 2
+        assert "zoo/navigation_2d comes with the package, and can only be loaded" in result.stderr
+
+
+def test_torchrun_continues_only_a_run_that_it_began(command, finished, tmp_path, monkeypatch):
+    """It starts the same command again after any failure, also after the refusal to continue another run."""
+    shutil.copytree(finished[0].run_dir, tmp_path / "run")
+    before = (tmp_path / "run/checkpoint.pt").read_bytes()
+    for name, value in {"TORCHELASTIC_RUN_ID": "launch 2", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    again = ("train", *MISBEHAVING, *TINY, "--checkpoint-every", 2, "--iterations", 7, "--run-dir")
+    for restarts in "01":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        assert "already holds a run" in command(*again, "run").stderr
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == before
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert command(*again, "own", "--iterations", 2).returncode == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert command(*again, "own").returncode == 0
+
+
 def test_a_module_named_by_a_resumed_run_is_not_imported(command, tmp_path):
     (tmp_path / "foreign.py").write_text("raise SystemExit('it ran')")
     (tmp_path / "run").mkdir()

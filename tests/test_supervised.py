@@ -344,9 +344,10 @@ def test_options_that_do_not_fit_are_refused(options, sentence, command):
     assert "Traceback" not in result.stderr
 
 
-def test_predictions_without_a_loss_are_refused():
+@pytest.mark.parametrize("low", [-1.0, -np.inf])
+def test_predictions_without_a_loss_are_refused(low):
     class Wrong(HalvesVectorEnv):
-        single_action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        single_action_space = spaces.Box(low, 1.0, (1,), np.float32)
 
     with pytest.raises(ValueError, match="predictions must be an unbounded, one-dimensional Box"):
         Wrong(2)

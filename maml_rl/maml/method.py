@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_leaves
 
 from ..config import Config
 from ..envs import SupervisedFamily, VectorFamily, in_words
@@ -90,6 +91,8 @@ class MAML:
         require_fit(result, env.single_action_space)
         if not as_made(policy):
             _require_vmap(policy, input_size)
+            if (env.max_episode_steps or 2) > 1:
+                _require_separate_rows(policy, input_size)
         prepare(policy, self.config, input_size, result[0][0].numel())
 
     def _task_size(self, env: VectorFamily) -> int:
@@ -169,6 +172,20 @@ def _require_vmap(policy: nn.Module, input_size: int) -> None:
             f"({str(error).strip().splitlines()[0]}). Remove dropout, running statistics of BatchNorm, and "
             "branches that depend on data."
         ) from error
+
+
+def _require_separate_rows(policy: nn.Module, input_size: int) -> None:
+    """Refuses a module that mixes the rows of a batch: acting and learning would see different distributions."""
+    inputs = torch.ones(4, input_size)
+    inputs[0] = 0.0
+    with torch.no_grad():
+        together, apart = tree_leaves(policy(inputs)), tree_leaves(policy(inputs[:2]))
+    if not all(torch.allclose(x[:2], y, rtol=1e-3, atol=1e-4) for x, y in zip(together, apart, strict=True)):
+        raise UserError(
+            "The distribution of the policy given depends on the other observations of a batch. Acting and "
+            "learning have different batches, so learning would fail. Use layers that treat each row alone, for "
+            "example LayerNorm instead of BatchNorm."
+        )
 
 
 def _require_finite(thetas: Tensor, tasks: Array | None) -> None:

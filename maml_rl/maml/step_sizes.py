@@ -24,9 +24,10 @@ def prepare(policy: nn.Module, config: Config, observation_size: int, action_siz
             with other options.
     """
     names = [name for name, _ in policy.named_parameters()]
-    if config.log_std_lr is not None and not any(name.rpartition(".")[2] == "log_std" for name in names):
+    adapted = [name for name in names if config.adapt_only in (None, name.partition(".")[0])]
+    if config.log_std_lr is not None and not any(name.rpartition(".")[2] == "log_std" for name in adapted):
         raise UserError(
-            f"log_std_lr is {config.log_std_lr}, but the policy has no parameter log_std; leave log_std_lr out."
+            f"log_std_lr is {config.log_std_lr}, but no parameter that adapts is a log_std; leave log_std_lr out."
         )
     if config.adapt_only is not None:
         parts = {name.partition(".")[0] for name in names if name not in NOT_IN_FORWARD}

@@ -96,9 +96,14 @@ def make_head(action_space: spaces.Space[Any], width: int, config: Config) -> Ga
     """Makes the last layer of a policy, for features of the given width.
 
     Raises:
-        UserError: If there is no ready-made head for the space.
+        UserError: If there is no ready-made head for the space, or if an option does not fit it.
     """
     if isinstance(action_space, spaces.Discrete):
+        if config.changed("initial_std"):
+            raise UserError(
+                f"initial_std is {config.initial_std}, but the actions {action_space} have no standard deviation; "
+                "leave initial_std out."
+            )
         return CategoricalHead(width, int(action_space.n))
     if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
         return GaussianHead(width, action_space.shape[0], config.initial_std)

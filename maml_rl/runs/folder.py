@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from .. import __version__, zoo
+from .. import __version__, ranks, zoo
 from ..config import Config
 from ..envs import VectorFamily
 from ..errors import UserError
@@ -136,7 +136,11 @@ def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
             raise UserError(
                 f"Cannot use the folder {folder} ({error.strerror}); choose another --run-dir."
             ) from error
-        state = _state(config, policy)
+        # After a failure, torchrun starts the same command again, which then continues the run that it began.
+        lock = folder / LOCK
+        continues = ranks.restarted() and lock.read_text() == ranks.launch()
+        state = _state(dataclasses.replace(config, resume=config.resume or continues), policy)
+        lock.write_text(ranks.launch())
         save_config(config)
         yield state
 
@@ -195,9 +199,13 @@ def load_config(folder: Path) -> Config:
         changed = checksum not in (None, _checksum(options))
         version = str(options.pop("version", "0.1.0"))
         _require_complete(options, version)
-        lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
-        config = Config(**{**options, **lists}, run_dir=folder)
+        config = Config(**options, run_dir=folder)
     except OSError as error:
+        if folder.parts[:1] == ("zoo",) and folder.name in zoo.names():
+            raise UserError(
+                f"{folder} comes with the package, and can only be loaded, evaluated and rendered; give a folder "
+                "that train wrote."
+            ) from error
         wanted = f"zoo/{folder.name}" if folder.name in zoo.names() else "the folder that train wrote"
         raise UserError(
             f"{folder} holds no run: {path} cannot be read ({error.strerror}); give {wanted}."

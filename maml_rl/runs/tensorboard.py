@@ -124,7 +124,12 @@ def read_history(folder: str | os.PathLike[str]) -> History:
 
     Returns:
         A list of (environment steps, value) for each tag. It is empty if the folder has no events.
+
+    Raises:
+        UserError: If there is no such folder.
     """
+    if not os.path.isdir(folder):
+        raise UserError(f"There is no folder {folder}; give the folder of a run.")
     # Imported here, because training does not read events.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

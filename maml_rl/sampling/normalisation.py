@@ -110,6 +110,9 @@ def with_observations(policy: nn.Module, theta: Tensor, batches: Sequence[Rollou
 
     Returns:
         θ, (P,). It is not changed without `normalise_observations`.
+
+    Raises:
+        UserError: If a variance is not finite.
     """
     if OBSERVATION_STATISTICS not in dict(policy.named_parameters()):
         return theta
@@ -123,4 +126,9 @@ def with_observations(policy: nn.Module, theta: Tensor, batches: Sequence[Rollou
     shift, share = new_mean * unit, new / (number + new)  # of the means, in units of the environment
     variance = variance + share * (new_variance * unit**2 - variance) + share * (1 - share) * shift**2
     statistics.copy_(torch.stack([number + new, mean + share * shift, variance]))
+    if not torch.isfinite(statistics).all():
+        raise UserError(
+            "Observations are so large that their variance is not finite in float32; scale them in the "
+            "environment."
+        )
     return theta
