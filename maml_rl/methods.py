@@ -102,7 +102,7 @@ class Method(Protocol):
             batches: All phases from `collect`.
 
         Returns:
-            The next θ, the next state, and figures that are logged under `outer/`.
+            The next θ, the next state, and metrics that are logged under `outer/`.
         """
 
     def adapted(
@@ -138,7 +138,7 @@ def method_of(config: Config) -> Method:
     return method
 
 
-def require_update(name: str, before: Tensor, theta: Any, optimiser_state: Any, figures: Any) -> None:
+def require_update(name: str, before: Tensor, theta: Any, optimiser_state: Any, metrics: Any) -> None:
     """Refuses results of `Method.update` that could not be used, saved or read again.
 
     Args:
@@ -146,7 +146,7 @@ def require_update(name: str, before: Tensor, theta: Any, optimiser_state: Any, 
         before: θ before the update, (P,).
         theta: What should be the next θ.
         optimiser_state: What should be the next state.
-        figures: What should be numbers for the log, by name.
+        metrics: What should be numbers for the log, by name.
 
     Raises:
         UserError: The message says what is wrong.
@@ -169,11 +169,11 @@ def require_update(name: str, before: Tensor, theta: Any, optimiser_state: Any, 
                 "must return numbers of Python, strings and tensors in lists and dictionaries; convert it, for "
                 "example with float()."
             )
-    if type(figures) is not dict:
-        raise UserError(f"{wrong} {figures!r} as its figures, but must return a dictionary of numbers.")
-    for figure, value in figures.items():
+    if type(metrics) is not dict:
+        raise UserError(f"{wrong} {metrics!r} as its metrics, but must return a dictionary of numbers.")
+    for metric, value in metrics.items():
         if not (isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)):
-            raise UserError(f"{wrong} {value!r} as the figure {figure!r}, but must return a number.")
+            raise UserError(f"{wrong} {value!r} as the metric {metric!r}, but must return a number.")
 
 
 def adapts_to_examples(env: VectorFamily, method: Method) -> TypeGuard[SupervisedFamily]:

@@ -173,14 +173,14 @@ class Run:
         self,
         theta: Tensor,
         optimiser_state: dict[str, Any],
-        figures: dict[str, float],
+        metrics: dict[str, float],
     ) -> bool:
         """Logs an iteration. Evaluates and saves if the options ask for it in this iteration.
 
         Args:
             theta: θ after the iteration, (P,).
             optimiser_state: The optimiser's state after the iteration.
-            figures: Numbers that the update returned for the log.
+            metrics: Numbers that the update returned for the log.
 
         Returns:
             Whether to go on. If not, a callback has returned False.
@@ -190,7 +190,7 @@ class Run:
         """
         updated = time.perf_counter()
         config, before = self._config, self.state
-        require_update(self._method.name, before.theta, theta, optimiser_state, figures)
+        require_update(self._method.name, before.theta, theta, optimiser_state, metrics)
         theta, optimiser_state = tree_map_only(Tensor, Tensor.cpu, (theta, optimiser_state))
         if not torch.isfinite(theta).all():
             lower = ("max_kl" if config.outer == "trpo" else "outer_lr") + " or inner_lr" * bool(config.num_steps)
@@ -204,7 +204,7 @@ class Run:
         scalars = phase_scalars("train", self._sums)
         returns = [scalars[f"train/return_step_{k}"] for k in range(len(self._sums))]
         scalars["train/adaptation_gain"] = returns[-1] - returns[0]
-        scalars |= {f"outer/{name}": float(value) for name, value in figures.items()}
+        scalars |= {f"outer/{name}": float(value) for name, value in metrics.items()}
         scalars["time/env_steps_per_second"] = new_steps / (updated - self._started)
         scalars["time/collect_seconds"] = self._collected - self._started
         scalars["time/update_seconds"] = updated - self._collected

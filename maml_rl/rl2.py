@@ -247,7 +247,7 @@ def ppo_on_trials(
     def losses(policy: nn.Module, theta: Tensor, trials: Rollouts) -> Tensor:
         return objective(policy, theta, trials)[0]
 
-    theta, optimiser_state, figures = adam_epochs(
+    theta, optimiser_state, metrics = adam_epochs(
         lambda theta: mean_and_gradient(losses, policy, theta, (trials,), config),
         theta,
         optimiser_state,
@@ -255,7 +255,7 @@ def ppo_on_trials(
         config.ppo_epochs,
     )
     after, kl = means(objective, policy, theta, (trials,), config)
-    return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
+    return theta, optimiser_state, metrics | {"surrogate_after": after, "kl": kl}
 
 
 def _require_actions(space: spaces.Space[Any]) -> None:

@@ -60,8 +60,8 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
             phases = method.collect(run.env, run.learner, theta, tasks, config.num_rollouts, seeds)
             batches = [trimmed(rollouts) for rollouts in phases]
             run.collected(batches)
-            theta, optimiser_state, figures = method.update(run.learner, theta, optimiser_state, batches)
+            theta, optimiser_state, metrics = method.update(run.learner, theta, optimiser_state, batches)
             theta = with_observations(run.learner, theta, batches)
-            if not run.record(theta, optimiser_state, figures):
+            if not run.record(theta, optimiser_state, metrics):
                 break
     return Trained(run.policy, run.history)

@@ -1,8 +1,12 @@
 """Shared helpers: synthetic rollouts in float64, and runs through the real command line."""
 
+import os
+
+# Torch's threads otherwise spin while they wait, on cores that other tests need. Importing torch reads it.
+os.environ["GOMP_SPINCOUNT"] = "0"
+
 import contextlib
 import io
-import os
 import signal
 import subprocess
 import sys

@@ -92,23 +92,23 @@ def test_what_the_optimiser_remembers_is_resumed(method, tmp_path):
     ("change", "sentence"),
     [
         (
-            lambda theta, state, figures: (theta.double(), state, figures),
+            lambda theta, state, metrics: (theta.double(), state, metrics),
             "a torch.float64 tensor of shape .* as θ",
         ),
         (
-            lambda theta, state, figures: (theta[1:], state, figures),
+            lambda theta, state, metrics: (theta[1:], state, metrics),
             "as θ, but must return a torch.float32 tensor",
         ),
-        (lambda theta, state, figures: (None, state, figures), "None as θ"),
-        (lambda theta, state, figures: (theta, None, figures), "None as its state, but must return a dictionary"),
+        (lambda theta, state, metrics: (None, state, metrics), "None as θ"),
+        (lambda theta, state, metrics: (theta, None, metrics), "None as its state, but must return a dictionary"),
         (
-            lambda theta, state, figures: (theta, {"best": [np.float64(1)]}, figures),
+            lambda theta, state, metrics: (theta, {"best": [np.float64(1)]}, metrics),
             r"numpy.float64 at \['best'\]",
         ),
-        (lambda theta, state, figures: (theta, {"best": np.ones(2)}, figures), r"numpy.ndarray at \['best'\]"),
-        (lambda theta, state, figures: (theta, state, {"x": np.ones(2)}), r"array.* as the figure 'x'"),
-        (lambda theta, state, figures: (theta, state, {"x": None}), "None as the figure 'x'"),
-        (lambda theta, state, figures: (theta, state, [1.0]), r"\[1.0\] as its figures"),
+        (lambda theta, state, metrics: (theta, {"best": np.ones(2)}, metrics), r"numpy.ndarray at \['best'\]"),
+        (lambda theta, state, metrics: (theta, state, {"x": np.ones(2)}), r"array.* as the metric 'x'"),
+        (lambda theta, state, metrics: (theta, state, {"x": None}), "None as the metric 'x'"),
+        (lambda theta, state, metrics: (theta, state, [1.0]), r"\[1.0\] as its metrics"),
     ],
 )
 def test_results_that_cannot_be_used_or_saved_are_refused(change, sentence, tmp_path, monkeypatch):

@@ -39,9 +39,9 @@ def test_results_do_not_depend_on_the_number_of_threads(own):
     for threads in (1, 2, 3, 8):
         config = Config(inner_lr=0.3, chunk_tasks=1, threads=threads)
         before = torch.get_num_threads()
-        new, _, figures = trpo_step(policy, theta, {}, batches, config)
+        new, _, metrics = trpo_step(policy, theta, {}, batches, config)
         assert torch.get_num_threads() == before
-        results.append([new, torch.tensor([*figures.values()])])
+        results.append([new, torch.tensor([*metrics.values()])])
         objective = outer_objective(policy, theta, (batches[0],), batches[1], config)
         chunks = linearise_chunks(policy, theta, (batches[0],), batches[1], config)
         results[-1] += [torch.tensor(objective), *tree_leaves([chunk.outputs for chunk in chunks])]
@@ -68,12 +68,12 @@ def test_no_outer_step_depends_on_the_number_of_threads(options):
         policy = new_policy(config)
         tasks = env.sample_tasks(5, np.random.default_rng(0))
         batches = [*method.collect(env, policy, flatten(policy), tasks, 3, stream(0, "test"))]
-        theta, _, figures = method.update(policy, flatten(policy), {}, batches)
-        results.append((theta, figures))
+        theta, _, metrics = method.update(policy, flatten(policy), {}, batches)
+        results.append((theta, metrics))
     assert not torch.equal(results[0][0], flatten(policy))
-    for theta, figures in results[1:]:
+    for theta, metrics in results[1:]:
         assert torch.equal(theta, results[0][0])
-        assert figures == results[0][1]
+        assert metrics == results[0][1]
 
 
 def test_threads_are_used_and_get_modules_of_their_own():

@@ -215,10 +215,10 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
     small_evaluation = {"eval_num_tasks": 2, "eval_num_rollouts": 1, "eval_num_steps": 0}
     with tempfile.TemporaryDirectory() as folder:
         run_config = dataclasses.replace(config, run_dir=Path(folder) / "run", **many, **small_evaluation)
-        figures = dict.fromkeys(("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted"), 0.0)
+        metrics = dict.fromkeys(("surrogate_before", "surrogate_after", "kl", "gradient_norm", "accepted"), 0.0)
         with open_run(run_config, method_of(run_config)) as run:
             bookkeeping = {
-                "log": lambda: (run.collected([support, query]), run.record(theta, {}, figures)),
+                "log": lambda: (run.collected([support, query]), run.record(theta, {}, metrics)),
                 "checkpoint": lambda: run.checkpoint(run.state),
             }
             turns = in_turns(

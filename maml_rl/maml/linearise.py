@@ -116,7 +116,7 @@ def outer_objective(
         return surrogates(outputs, query), vmap(mean_kl)(outputs, query)
 
     automatic = config.e_maml or not as_made(policy)
-    figures = over_tasks(partial(outer_loss, config=config)) if automatic else written_out
+    losses = over_tasks(partial(outer_loss, config=config)) if automatic else written_out
     data = (supports, query, credits_if_used(query, config))
-    loss, kl = means(figures, policy, theta, data, config)
+    loss, kl = means(losses, policy, theta, data, config)
     return loss, kl

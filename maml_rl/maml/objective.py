@@ -195,13 +195,13 @@ def jacobian_products(f: Callable[..., Any], *at: Tensor) -> tuple[Any, Callable
 
 
 def means(
-    figures: Callable[..., tuple[Tensor, ...]], policy: nn.Module, theta: Tensor, data: Any, config: Config
+    losses: Callable[..., tuple[Tensor, ...]], policy: nn.Module, theta: Tensor, data: Any, config: Config
 ) -> list[float]:
-    """The means over tasks of figures (m,), without derivatives. Arguments as in `mean_and_gradient`."""
+    """The means over tasks of losses (m,), without derivatives. Arguments as in `mean_and_gradient`."""
 
     @torch.no_grad()  # which holds for one thread
     def chunk(policy: nn.Module, rows: slice) -> Tensor:
-        return torch.stack(figures(policy, theta, *rows_of(data, rows))).sum(1, dtype=torch.float64)
+        return torch.stack(losses(policy, theta, *rows_of(data, rows))).sum(1, dtype=torch.float64)
 
     own = len(tree_leaves(data)[0])
     return (summed(map_chunks(chunk, policy, own, config)) / ranks.all_tasks(own, config)).tolist()

@@ -28,7 +28,7 @@ from .trust_region import surrogate_gradient, trpo_step, with_exploration
 
 # Its arguments are the policy, θ (P,), the optimiser's state ({} at first), the rollouts before each inner step
 # and after the last one, (M, K, H, ...) with advantages, and the options. It returns the next θ, the next state
-# (numbers, strings and tensors in lists and dictionaries), and figures for the log.
+# (numbers, strings and tensors in lists and dictionaries), and metrics for the log.
 OuterStep = Callable[
     [nn.Module, Tensor, dict[str, Any], Sequence[Rollouts], Config],
     tuple[Tensor, dict[str, Any], dict[str, float]],
@@ -51,11 +51,11 @@ def adam_step(
         value, gradient = value_and_gradient(map_chunks(chunk, policy, own, config))
         return with_exploration(value.item(), gradient, policy, theta, supports, query, config)
 
-    theta, optimiser_state, figures = adam_epochs(loss_and_gradient, theta, optimiser_state, config.outer_lr)
+    theta, optimiser_state, metrics = adam_epochs(loss_and_gradient, theta, optimiser_state, config.outer_lr)
     if not query.targets:  # an iteration on examples is so quick that this would take half of it
         after, kl = outer_objective(policy, theta, supports, query, config)
-        figures |= {"surrogate_after": after, "kl": kl}
-    return theta, optimiser_state, figures
+        metrics |= {"surrogate_after": after, "kl": kl}
+    return theta, optimiser_state, metrics
 
 
 def ppo_step(
@@ -82,7 +82,7 @@ def ppo_step(
     *before_each, query = batches
     supports = tuple(before_each)
     data = (supports, query, credits_if_used(query, config))
-    theta, optimiser_state, figures = adam_epochs(
+    theta, optimiser_state, metrics = adam_epochs(
         lambda theta: mean_and_gradient(over_tasks(loss), policy, theta, data, config),
         theta,
         optimiser_state,
@@ -90,7 +90,7 @@ def ppo_step(
         config.ppo_epochs,
     )
     after, kl = outer_objective(policy, theta, supports, query, config)
-    return theta, optimiser_state, figures | {"surrogate_after": after, "kl": kl}
+    return theta, optimiser_state, metrics | {"surrogate_after": after, "kl": kl}
 
 
 def reptile_step(
@@ -146,11 +146,11 @@ def adam_epochs(
     optimizer = torch.optim.Adam([theta], lr=learning_rate)
     if optimiser_state:
         optimizer.load_state_dict(copy.deepcopy(optimiser_state))
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for _ in range(epochs):
         value, gradient = loss_and_gradient(theta)
         theta.grad = gradient.to(theta)
-        figures = figures or {"surrogate_before": value, "gradient_norm": theta.grad.norm().item()}
+        metrics = metrics or {"surrogate_before": value, "gradient_norm": theta.grad.norm().item()}
         optimizer.step()
     theta.grad = None
-    return theta, optimizer.state_dict(), figures
+    return theta, optimizer.state_dict(), metrics

@@ -110,7 +110,7 @@ def trpo_step(
             f"The surrogate is {before:g} and its gradient's norm {size:g}, so no outer step can be taken; lower "
             "inner_lr."
         )
-    figures = {
+    metrics = {
         "surrogate_before": before,
         "surrogate_after": before,
         "kl": 0.0,
@@ -125,16 +125,16 @@ def trpo_step(
     )
     curvature = (step @ image).item()
     if not (0 < curvature < float("inf")):
-        return theta, optimiser_state, figures
+        return theta, optimiser_state, metrics
     step = ((2 * config.max_kl / curvature) ** 0.5 * step).to(theta)
     for tried in range(1, config.line_search_steps + 1):
         candidate = theta + step
         after, kl = outer_objective(policy, candidate, supports, query, config)
-        figures["line_search_steps"] = float(tried)
+        metrics["line_search_steps"] = float(tried)
         if after < before and kl <= config.max_kl:
-            return candidate, optimiser_state, figures | {"surrogate_after": after, "kl": kl, "accepted": 1.0}
+            return candidate, optimiser_state, metrics | {"surrogate_after": after, "kl": kl, "accepted": 1.0}
         step = 0.8 * step
-    return theta, optimiser_state, figures
+    return theta, optimiser_state, metrics
 
 
 def with_exploration(
