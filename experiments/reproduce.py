@@ -225,7 +225,7 @@ METHODS["half_cheetah_dir"]["cavia"] = {
     "iterations": 500,
 }
 # Its network learns little from observations of other scales; other methods learn without.
-METHODS["ant_goal"]["rl2"]["normalise_observations"] = True
+METHODS["ant_goal"]["rl2"] |= {"normalise_observations": True, "iterations": 250}
 # As many environment steps as MAML.
 METHODS["humanoid_dir"]["rl2"] |= {"normalise_observations": True, "iterations": 120}
 # Not trained again with less noise at the start.
