@@ -108,7 +108,6 @@ def experiment(name: tyro.conf.Positional[str | None] = None) -> None:
         return
     script = _script(name)
     sys.argv = [str(script), *sys.argv[3:]]
-    sys.path.insert(0, str(script.parent))
     runpy.run_path(str(script), run_name="__main__")
 
 
@@ -121,7 +120,7 @@ def _experiments() -> dict[str, Path]:
 
 
 def _script(name: str) -> Path:
-    """The script of an experiment.
+    """The script of an experiment. What lies beside it can be imported afterwards.
 
     Raises:
         UserError: If there is no such experiment.
@@ -129,14 +128,13 @@ def _script(name: str) -> Path:
     scripts = _experiments()
     if name not in scripts:
         raise UserError(f"There is no experiment {name!r}; choose one of {', '.join(sorted(scripts))}.")
+    sys.path.insert(0, str(scripts[name].parent))
     return scripts[name]
 
 
 def _defaults_of(name: str) -> Config:
     """The options of an experiment."""
-    script = _script(name)
-    sys.path.insert(0, str(script.parent))
-    config = runpy.run_path(str(script))["CONFIG"]
+    config = runpy.run_path(str(_script(name)))["CONFIG"]
     assert isinstance(config, Config)
     return config
 

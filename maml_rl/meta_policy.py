@@ -298,15 +298,14 @@ class _GivenEnv(VectorFamily):
         if self.batched:
             if self._reset_by_hand and self._ended.any():
                 self._env.reset(options={"reset_mask": self._ended.copy()})
-            observations, rewards, terminated, truncated, info = self._env.step(actions)
+            observations, rewards, terminated, truncated, _ = self._env.step(actions)
         else:
-            observations, reward, *ends, info = self._env.step(actions[0])
+            observations, reward, *ends, _ = self._env.step(actions[0])
             rewards, terminated, truncated = np.array([reward]), np.array(ends[:1], bool), np.array(ends[1:], bool)
         self._ended = np.asarray(terminated | truncated, bool)
         self._steps += 1
         truncated = truncated | (self._steps == self.max_episode_steps)  # the run's horizon may be shorter
-        known = {name: np.asarray(info[name], bool) for name in ("success",) if name in info}
-        return self.as_rows(observations), rewards, terminated, truncated, known
+        return self.as_rows(observations), rewards, terminated, truncated, {}
 
     def as_rows(self, observations: Any) -> Array:
         """Copies observations as numbers, (N, ...), flattened if the family's were.

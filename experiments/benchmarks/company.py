@@ -93,6 +93,7 @@ def main(
     if one:
         measure(env_id, num_tasks, repetitions)
         return
+    tune_process()  # sets variables that the runs read when they import torch
     busy = [sys.executable, "-c", "while True: pass"]
     turns = []
     for _ in range(rounds):
