@@ -82,7 +82,8 @@ class Method(Protocol):
             lr_factors: A factor on the step size for each adaptation; by default 1 for each of `num_adaptations`.
 
         Yields:
-            Rollouts with advantages, (M, K, H, ...), on θ's device: before each adaptation and after the last one.
+            Rollouts (M, K, H, ...) on θ's device: before each adaptation and after the last one. They have
+            advantages if `update` does not compute its own.
             A phase is collected only when it is requested, so many phases need no more memory than one.
 
         Raises:

@@ -194,13 +194,12 @@ def test_a_memory_of_several_layers_is_refused():
 
 
 def test_advantages_keep_their_size_where_asked():
-    """In the rollouts, and in the trials that PPO is given: its gradient norm grows with the rewards."""
+    """Then the norm of PPO's gradient grows with the rewards."""
     norms = {}
     for normalised in (True, False):
         config, policy, theta, batches = episodes(
             "maml_rl/TabularMDP-v0", normalise_advantages=normalised, ppo_epochs=1
         )
-        assert all((batch.advantage_scale == 1).all() == (not normalised) for batch in batches)
         for factor in (1.0, 10.0):
             scaled = [batch._replace(rewards=factor * batch.rewards) for batch in batches]
             norms[normalised, factor] = ppo_on_trials(policy, theta, {}, scaled, config)[2]["gradient_norm"]
