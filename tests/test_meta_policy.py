@@ -229,7 +229,7 @@ def test_deterministic_actions_are_the_most_probable_ones():
     meta = untrained("maml_rl/PendulumParams-v0", initial_std=3.0)
     env = gymnasium.make("maml_rl/PendulumParams-v0")
     observation, _ = env.reset(seed=0)
-    adapted = meta.adapt(env, num_steps=0)
+    adapted = meta.adapt(env, num_steps=0, seed=0)
     mean = meta.policy(torch.from_numpy(observation)[None]).mean[0].detach().numpy()
     low, high = env.action_space.low, env.action_space.high
     expected = np.clip((low + high) / 2 + (high - low) / 2 * mean, low, high)
