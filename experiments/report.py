@@ -36,6 +36,7 @@ from maml_rl.results.comparison import (
     as_markdown,
     by_method,
     columns,
+    comparison_figure,
     comparison_table,
     family_name,
     groups,
@@ -44,7 +45,7 @@ from maml_rl.results.comparison import (
     means_in_columns,
     step_names,
 )
-from maml_rl.results.plots import comparison_figure, rollouts_figure, write_figure
+from maml_rl.results.plots import rollouts_figure, write_figure
 from maml_rl.results.report import learning_figure
 from maml_rl.results.video import adaptation_video, animation
 from maml_rl.runs.evaluation import held_out

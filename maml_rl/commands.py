@@ -117,6 +117,7 @@ def compare(
     from .results.comparison import (
         as_markdown,
         by_method,
+        comparison_figure,
         comparison_table,
         family_name,
         interval_words,
@@ -124,7 +125,7 @@ def compare(
         load_runs,
         success_rows,
     )
-    from .results.plots import comparison_figure, write_figure
+    from .results.plots import write_figure
 
     if picture.suffix not in ("", ".png"):
         raise UserError(f"picture is {picture}, but must be a .png file.")

@@ -10,12 +10,12 @@ from scipy import stats
 
 from maml_rl import Config, UserError
 from maml_rl.methods import curve_name
+from maml_rl.results.bootstrap import interquartile_mean
 from maml_rl.results.comparison import (
     as_markdown,
     at_episodes,
     by_method,
     comparison_table,
-    interquartile_mean,
     label,
     load_runs,
     success_rows,

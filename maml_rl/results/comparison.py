@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..config import Config
 from ..errors import UserError
@@ -15,9 +16,7 @@ from ..runs.folder import load_config
 from ..sampling.families import registered_id
 from ..sampling.spaces import Array
 from . import published
-
-_RESAMPLES, _BATCH = 2000, 100
-
+from .bootstrap import interquartile_mean, mean_with_interval
 
 # A run's folder, options and evaluation.
 Run = tuple[Path, Config, dict[str, Any]]
@@ -189,46 +188,8 @@ def _curves(group: list[Run], method: str) -> Curves:
         remembers,
         np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
         *interquartile_mean(returns),
-        _with_interval(successes, lambda values: values.mean(-2)) if len(successes) == len(curves) else None,
+        mean_with_interval(successes) if len(successes) == len(curves) else None,
     )
-
-
-def interquartile_mean(returns: list[Array]) -> tuple[Array, Array]:
-    """Returns the mean of the middle half of the tasks of all seeds, with its 95% interval.
-
-    The interval is a percentile bootstrap in two stages. It draws seeds with replacement, and then tasks within
-    each seed, because every seed has its own tasks. (Agarwal et al., arXiv:2108.13264, section 4.1, draw seeds
-    within each task.) With a single seed it only shows how tasks differ.
-
-    Args:
-        returns: For each seed, (tasks, S + 1).
-
-    Returns:
-        (S + 1,) and (S + 1, 2).
-    """
-    return _with_interval(returns, _mean_of_middle_half)
-
-
-def _with_interval(by_seed: list[Array], statistic: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """Computes a statistic of values (..., n, S + 1) over n, with the interval of `interquartile_mean`."""
-    rng = np.random.default_rng(0)
-    num_tasks = min(len(of_seed) for of_seed in by_seed)
-    values = np.stack([of_seed[:num_tasks] for of_seed in by_seed])  # (seeds, tasks, S + 1)
-    resampled = []
-    for _ in range(_RESAMPLES // _BATCH):
-        seeds = rng.integers(len(values), size=(_BATCH, len(values), 1))
-        drawn = values[seeds, rng.integers(num_tasks, size=(_BATCH, len(values), num_tasks))]
-        resampled.append(statistic(drawn.reshape(_BATCH, -1, values.shape[-1])))
-    interval = np.percentile(np.concatenate(resampled), [2.5, 97.5], axis=0)
-    return statistic(np.concatenate(by_seed)), interval.T
-
-
-def _mean_of_middle_half(values: Array) -> Array:
-    """`scipy.stats.trim_mean` with 0.25, of (..., n, S + 1) over n. Sorting in order of memory is much faster."""
-    ordered = np.sort(np.ascontiguousarray(values.swapaxes(-1, -2)))
-    cut = ordered.shape[-1] // 4
-    middle: Array = ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
-    return middle
 
 
 def interval_words(methods: dict[str, Curves]) -> str:
@@ -323,3 +284,38 @@ def comparison_table(env_id: str, methods: dict[str, Curves]) -> str:
 def as_markdown(rows: list[list[str]]) -> str:
     """A table in Markdown, its head first."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
+    """Draws interquartile means with 95% intervals over environment steps in a task, one curve per method."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    # Steps that all use the same examples are told apart by their number only.
+    same = any((np.diff(curves.env_steps) == 0).any() for curves in methods.values())
+    if same:
+        methods = {name: c._replace(env_steps=np.arange(len(c.middle))) for name, c in methods.items()}
+    axes = figure.add_subplot(
+        title=f"{env_id}\n{interval_words(methods)}",
+        xlabel="adaptation steps" if same else "environment steps in a new task",
+        ylabel="return (interquartile mean)",
+    )
+    longest = max(curves.env_steps[-1] for curves in methods.values())
+    first = min((c.env_steps[1] for c in methods.values() if len(c.env_steps) > 1), default=1.0)
+    for i, (name, curves) in enumerate(methods.items()):
+        middle, interval = curves.middle, curves.interval
+        colour, style = f"C{i % 10}", "-" if i < 10 else "--"
+        if len(middle) == 1:  # does not adapt
+            axes.axhline(middle[0], color=colour, linestyle=":", label=name)
+            axes.fill_between([0, longest], *np.repeat(interval.T, 2, axis=1), color=colour, alpha=0.15)
+        else:
+            axes.plot(curves.env_steps, middle, style, color=colour, marker="o", markersize=3, label=name)
+            axes.fill_between(curves.env_steps, *interval.T, color=colour, alpha=0.15)
+    if env_id in published.SAME_PHYSICS and "maml" in methods:
+        paper = published.RETURNS[env_id]["maml"][: len(methods["maml"].env_steps)]
+        steps = methods["maml"].env_steps[: len(paper)]
+        axes.plot(steps, paper, "k--", marker="x", label="MAML as published (means)")
+    if longest > 10 * first:
+        axes.set_xscale("symlog", linthresh=first)
+    axes.set_xlim(0, max(longest * 1.05, 1.0))
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside right upper")
+    return figure

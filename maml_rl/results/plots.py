@@ -15,8 +15,6 @@ from ..envs import VectorFamily
 from ..runs.files import make_folder, write_atomically, write_json
 from ..sampling.rollouts import Rollouts
 from ..sampling.spaces import Array
-from . import published
-from .comparison import Curves, interval_words
 
 # The number of tasks in a picture of rollouts.
 SHOWN_TASKS = 4
@@ -44,41 +42,6 @@ def adaptation_figure(results: dict[str, Any]) -> Figure:
         title=describe_tasks(results),
         title_fontsize="small",
     )
-    return figure
-
-
-def comparison_figure(env_id: str, methods: dict[str, Curves]) -> Figure:
-    """Draws interquartile means with 95% intervals over environment steps in a task, one curve per method."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    # Steps that all use the same examples are told apart by their number only.
-    same = any((np.diff(curves.env_steps) == 0).any() for curves in methods.values())
-    if same:
-        methods = {name: c._replace(env_steps=np.arange(len(c.middle))) for name, c in methods.items()}
-    axes = figure.add_subplot(
-        title=f"{env_id}\n{interval_words(methods)}",
-        xlabel="adaptation steps" if same else "environment steps in a new task",
-        ylabel="return (interquartile mean)",
-    )
-    longest = max(curves.env_steps[-1] for curves in methods.values())
-    first = min((c.env_steps[1] for c in methods.values() if len(c.env_steps) > 1), default=1.0)
-    for i, (name, curves) in enumerate(methods.items()):
-        middle, interval = curves.middle, curves.interval
-        colour, style = f"C{i % 10}", "-" if i < 10 else "--"
-        if len(middle) == 1:  # does not adapt
-            axes.axhline(middle[0], color=colour, linestyle=":", label=name)
-            axes.fill_between([0, longest], *np.repeat(interval.T, 2, axis=1), color=colour, alpha=0.15)
-        else:
-            axes.plot(curves.env_steps, middle, style, color=colour, marker="o", markersize=3, label=name)
-            axes.fill_between(curves.env_steps, *interval.T, color=colour, alpha=0.15)
-    if env_id in published.SAME_PHYSICS and "maml" in methods:
-        paper = published.RETURNS[env_id]["maml"][: len(methods["maml"].env_steps)]
-        steps = methods["maml"].env_steps[: len(paper)]
-        axes.plot(steps, paper, "k--", marker="x", label="MAML as published (means)")
-    if longest > 10 * first:
-        axes.set_xscale("symlog", linthresh=first)
-    axes.set_xlim(0, max(longest * 1.05, 1.0))
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize="small", loc="outside right upper")
     return figure
 
 

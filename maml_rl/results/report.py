@@ -17,6 +17,7 @@ from ..sampling.spaces import Array
 from .comparison import (
     Run,
     by_method,
+    comparison_figure,
     comparison_rows,
     differing_options,
     family_name,
@@ -26,7 +27,7 @@ from .comparison import (
     load_runs,
     success_rows,
 )
-from .plots import comparison_figure, pixels, png
+from .plots import pixels, png
 
 _POINTS = 200  # of a learning curve
 _STYLE = """
