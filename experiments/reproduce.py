@@ -109,6 +109,15 @@ RL2_OF_SHORT = {
     "iterations": 150,
     "eval_num_steps": 9,
 }
+# Without an inner step to estimate, half as many rollouts do.
+OF_ROBOTS: dict[str, dict[str, object]] = {
+    "maml": {},
+    "learned_step": {"learn_lr": "task"},
+    "learned_advantage": {"inner_advantage": "learned"},
+    "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 100},
+    "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300},
+    "rl2": {**RL2, "num_tasks": 40, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
+}
 # Each method's options that differ from its family's; that of a random initialisation is evaluated with each run.
 METHODS: dict[str, dict[str, dict[str, object]]] = {
     "navigation_2d": {
@@ -138,20 +147,17 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "promp": {"estimator": "lvc", "outer": "ppo", "outer_lr": 0.002},
         "rl2": {**RL2, "num_tasks": 40, "iterations": 250},
     },
-    # Without an inner step to estimate, half as many rollouts do; ants and humanoids go on learning for longer.
+    **{family: {**OF_ROBOTS} for family in ("half_cheetah_vel", "half_cheetah_dir")},
+    # Ants and humanoids go on learning for longer.
     **{
         family: {
-            "maml": {},
-            "learned_step": {"learn_lr": "task"},
-            "learned_advantage": {"inner_advantage": "learned"},
-            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200 if family in WALKING else 100},
+            **OF_ROBOTS,
+            "pretrain": {**PRETRAIN, "num_rollouts": 10, "iterations": 200},
             # More and smaller iterations train it in fewer steps.
-            "oracle": {**ORACLE, "num_rollouts": 10, "iterations": 300}
-            | ({"num_tasks": 20, "iterations": 600} if family in WALKING else {}),
-            "rl2": {**RL2, "num_tasks": 40, "max_kl": Config.max_kl, "eval_num_steps": 3, "iterations": 400},
-            **({"promp": {**PPO, "estimator": "lvc"}} if family in WALKING else {}),
+            "oracle": {**ORACLE, "num_tasks": 20, "num_rollouts": 10, "iterations": 600},
+            "promp": {**PPO, "estimator": "lvc"},
         }
-        for family in ("half_cheetah_vel", "half_cheetah_dir", *WALKING)
+        for family in WALKING
     },
     # Without an inner step, twice as many iterations are as many environment steps.
     **{

@@ -158,10 +158,11 @@ def _options(arguments: list[str], defaults: Config) -> Config:
 
         folder = Path(arguments[at])
         arguments = arguments[: at - 1] + arguments[at + 1 :]
-        if any(word.split("=")[0] in ("--run-dir", "--run_dir") for word in arguments):
+        given = {word.split("=")[0].replace("_", "-") for word in arguments}
+        if "--run-dir" in given:
             raise UserError(f"--resume {folder} continues in that folder; leave --run-dir out.")
         defaults = dataclasses.replace(load_config(folder), resume=True)
-        if not any(word.split("=")[0] in ("--env-id", "--env_id") for word in arguments):
+        if "--env-id" not in given:
             require_trust(defaults, f"name it yourself: --env-id {defaults.env_id}")
     program = " ".join(Path(word).name for word in _program())
     # Of a dictionary that is not empty, tyro would make an option for each name, and take no other names.

@@ -301,7 +301,7 @@ class _GivenEnv(VectorFamily):
             observations, rewards, terminated, truncated, _ = self._env.step(actions)
         else:
             observations, reward, *ends, _ = self._env.step(actions[0])
-            rewards, terminated, truncated = np.array([reward]), np.array(ends[:1], bool), np.array(ends[1:], bool)
+            rewards, (terminated, truncated) = np.array([reward]), np.array(ends, bool)[:, None]
         self._ended = np.asarray(terminated | truncated, bool)
         self._steps += 1
         truncated = truncated | (self._steps == self.max_episode_steps)  # the run's horizon may be shorter

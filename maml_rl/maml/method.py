@@ -91,7 +91,7 @@ class MAML:
         require_fit(result, env.single_action_space)
         if not as_made(policy):
             _require_vmap(policy, input_size)
-            if (env.max_episode_steps or 2) > 1:
+            if env.max_episode_steps != 1:
                 _require_separate_rows(policy, input_size)
         prepare(policy, self.config, input_size, result[0][0].numel())
 

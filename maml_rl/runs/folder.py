@@ -140,8 +140,8 @@ def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
         lock = folder / LOCK
         continues = ranks.restarted() and lock.read_text() == ranks.launch()
         state = _state(dataclasses.replace(config, resume=config.resume or continues), policy)
+        save_config(config)  # first, because it reports a full disk
         lock.write_text(ranks.launch())
-        save_config(config)
         yield state
 
 
