@@ -119,8 +119,8 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
     def sample_tasks(self, num_tasks: int, rng: np.random.Generator) -> Array:
         """Draws tasks from p(T), by default uniformly from a bounded or discrete `task_space`.
 
-        `all_tasks` come in turn, in a random order, so that an iteration has each task as often as any other, or
-        once more. Otherwise, its meta-gradient would follow those tasks that happen to be more frequent.
+        `all_tasks` are dealt out in random order. In an iteration, all occur equally often, give or take one.
+        Otherwise, its meta-gradient would follow those tasks that happen to be more frequent.
 
         Args:
             num_tasks: The number of tasks M.
@@ -199,7 +199,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         """
         space = self.task_space
         try:
-            checked = converted(np.asarray(tasks), np.dtype(space.dtype))
+            checked = converted(np.array(tasks), np.dtype(space.dtype))  # a copy, which the caller cannot change
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{self.name}: {source} is not an array of {space.dtype} numbers; it must be an array of tasks of "
@@ -219,6 +219,7 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
             )
         if problem := self.task_problem(checked):
             raise ValueError(f"{self.name}: {source}: {problem}")
+        checked.flags.writeable = False
         return checked
 
     def _checked_seeds(self, seed: int | list[int] | None) -> Array:

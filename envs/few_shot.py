@@ -203,6 +203,8 @@ class ImageFolderVectorEnv(FewShotVectorEnv):
         colour: bool = True,
         **kwargs: Any,
     ):
+        if not isinstance(colour, bool):
+            raise ValueError(f"colour is {colour!r}, but must be True or False.")
         super().__init__(_folder(Path(root).absolute(), size, colour), num_ways, num_envs, **kwargs)
 
 
@@ -288,12 +290,16 @@ def _classes(folder: Path, size: int, colour: bool) -> list[Array]:
     """The images of each folder that holds some, (n, channels, size, size) uint8, in the order of their names."""
     found: dict[Path, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _SUFFIXES:
+        is_image = path.suffix.lower() in _SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if is_image and path.parent != folder:
             found.setdefault(path.parent, []).append(path)
     return [np.stack([_loaded(path, size, colour) for path in paths]) for paths in found.values()]
 
 
 def _loaded(path: Path, size: int, colour: bool) -> Array:
-    with Image.open(path) as image:
-        pixels = np.array(image.convert("RGB" if colour else "L").resize((size, size)))
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB" if colour else "L").resize((size, size)))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); repair or remove it.") from error
     return pixels.transpose(2, 0, 1) if colour else pixels[None]

@@ -220,6 +220,8 @@ class TaskVectorEnv(VectorFamily):
 
     def snapshot(self, index: int) -> Array:
         """Renders one environment in its current state, (height, width, 3) uint8."""
+        if self._seeds is None:
+            raise gymnasium.error.ResetNeeded(f"{self.name}: call reset before rendering.")
         return self.frame(self._state[index], self.tasks[index])
 
 

@@ -157,7 +157,7 @@ class Slots:
         for row, env in enumerate(self.envs):
             self.begin(row)
             seed = None if seeds[row] < 0 else int(seeds[row])
-            observation, _ = reset_with_task(env, tasks[row], seed)
+            observation, _ = reset_with_task(env, tasks[row].copy(), seed)  # which the environment may change
             observations[row] = _checked(observation, observations)
         return (observations,)
 

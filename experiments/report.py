@@ -163,7 +163,7 @@ def score_cell(method: np.ndarray, random: np.ndarray, oracle: np.ndarray) -> st
 
 
 def oracles_table(root: Path = RESULTS) -> str:
-    """Markdown: whether the returns of oracles still rose at the end, by the last two fifths of their training.
+    """Markdown: whether the returns of oracles were still rising in the last two fifths of their training.
 
     An oracle is flat if the difference of the two means is within its 95% interval over iterations, in each seed.
     """

@@ -282,14 +282,14 @@ def commit() -> str:
         ]
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            "The commit cannot be read, which every run is to be recorded with; install git, and run this in a "
-            "clone; or run the family's own script."
+            "Cannot read the commit, which is recorded with every run; install git, and run this in a clone; or "
+            "run the family's own script."
         ) from error
     return outputs[0] + "-dirty" * bool(outputs[1])
 
 
 def training_record(config: Config, trained_by: str) -> dict[str, object]:
-    """What training.json holds of a run: its last commit, cores it might use, what it took, its learning curve."""
+    """Makes training.json: the last commit, the cores available, the time and steps taken, and the curves."""
     history = read_history(config.run_dir)
     device = torch.device(config.device)
     names = return_tags(history)
@@ -320,7 +320,7 @@ def main(
 
     Args:
         families: Which families.
-        methods: Which methods, of those that a family has here.
+        methods: The methods. A family skips those that it does not have in METHODS.
         seeds: Which seeds.
         root: Where the runs' folders are, one for each family, method and seed.
         device: Device of the learner. What was trained on another one is not trained again.
@@ -328,7 +328,8 @@ def main(
     trained_by = commit()
     chosen = [(family, method) for family in families for method in METHODS[family] if method in methods]
     if not chosen:
-        raise UserError(f"{', '.join(families)} has only the methods {', '.join(METHODS[families[0]])}.")
+        has = "; ".join(f"{family} has {', '.join(METHODS[family])}" for family in families)
+        raise UserError(f"There is nothing to train: {has or 'no families are given'}.")
     for family, method in chosen:
         for seed in seeds:
             config = options(family, method, seed, root, device)

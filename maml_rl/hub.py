@@ -13,6 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("huggingface_hub is not installed; install it with `pip install 'maml_rl[hub]'`") from error
 
+from .errors import UserError
 from .meta_policy import MetaPolicy, load
 from .methods import curve_name
 from .results.comparison import as_markdown, label
@@ -80,6 +81,20 @@ class HubRun(
         about |= {"iterations": str(config.iterations), "seed": str(config.seed)}
         table = as_markdown(rows) if len(rows) > 1 else ""
         return super().generate_model_card(*args, **about, table=table, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
+        """Copies what the hub gets into a folder. A README.md that is there stays.
+
+        Raises:
+            UserError: If it is the run's own folder, whose files the base class would remove first.
+        """
+        target = Path(save_directory)
+        if target.resolve() == self.folder.resolve():
+            raise UserError(f"{target} is the folder of the run itself; choose another one.")
+        for name in _SHOWN:
+            (target / name).unlink(missing_ok=True)
+        saved: str | None = super().save_pretrained(target, **kwargs)
+        return saved
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for name in (*_NEEDED, *_SHOWN):

@@ -151,7 +151,9 @@ def _num_rollouts(given: int | None, one_per_env: bool, num_envs: int, default: 
     if given is None:
         return -(-default // num_envs) * num_envs  # rounded up
     if given < 1 or given % num_envs:
-        raise UserError(f"num_rollouts is {given}, but must be a multiple of the {num_envs} environments.")
+        raise UserError(
+            f"num_rollouts is {given}, but must be positive and divisible by the {num_envs} environments."
+        )
     return given
 
 

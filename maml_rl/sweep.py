@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
@@ -72,7 +72,8 @@ def _groups(arguments: Sequence[str]) -> list[list[str]]:
     groups: list[list[str]] = []
     for word in arguments:
         if word.startswith("--"):
-            groups.append(word.split("=", 1))
+            option, *value = word.split("=", 1)
+            groups.append([option.replace("_", "-"), *value])  # both are the same option
         elif groups:
             groups[-1].append(word)
         else:
@@ -104,7 +105,7 @@ def planned(
     if seeds < 1:
         raise UserError(f"seeds is {seeds}, but must be at least 1.")
     for name in ("seed", "run-dir", "resume"):
-        if any(group[0] == f"--{name}" for group in _groups(arguments)):
+        if any(group[0] in (f"--{name}", f"--no-{name}") for group in _groups(arguments)):
             raise UserError(f"A sweep chooses --{name} itself; leave it out.")
     plans = []
     for name, combination in combinations(arguments).items():
@@ -116,13 +117,16 @@ def planned(
     for plan in plans:
         method_of(plan.config)  # before any run starts
     first, trained = plans[0].config, [(plan.config.options("method"), plan.config.seed) for plan in plans]
-    if any(one in trained[:i] for i, one in enumerate(trained)):
-        raise UserError("Some runs differ only in options that change no result; give these options one value.")
     for plan, name in itertools.product(plans, _ALIKE):
         if getattr(plan.config, name) != getattr(first, name):
             raise UserError(
                 f"{name} has several values, but a sweep compares runs that agree in it; start one sweep for each."
             )
+    if any(one in trained[:i] for i, one in enumerate(trained)):
+        raise UserError(
+            "Some runs would train the same policy, because they differ only in options that do not affect "
+            "training; give each of these options one value."
+        )
     return plans
 
 
@@ -159,6 +163,13 @@ def run_all(plans: Sequence[Planned], jobs: int) -> list[Planned]:
     return [plan for plan, code in zip(waiting, codes, strict=True) if code]
 
 
+def _opened(log: Path) -> IO[str]:
+    try:
+        return open(log, "a")
+    except OSError as error:
+        raise UserError(f"Cannot write {log} ({error.strerror}); choose another --run-dir.") from error
+
+
 async def _run_all(plans: Sequence[Planned], jobs: int, ended: Callable[[], object]) -> list[int]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(num_cores())]
     slots: asyncio.Queue[list[int]] = asyncio.Queue()
@@ -167,7 +178,7 @@ async def _run_all(plans: Sequence[Planned], jobs: int, ended: Callable[[], obje
 
     async def one(plan: Planned) -> int:
         own_cores = await slots.get()
-        with open(plan.log, "a") as log:
+        with _opened(plan.log) as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "maml_rl", *plan.words),
                 stdout=log,

@@ -25,6 +25,7 @@ from maml_rl import Config
 from maml_rl.cli import main
 from maml_rl.methods import method_of
 from maml_rl.policies import MLP, Categorical, CategoricalHead, GaussianHead, Normal, flatten, initialise
+from maml_rl.results import plots
 from maml_rl.runs.checkpoint import load_checkpoint
 from maml_rl.runs.folder import load_config, new_policy
 from maml_rl.sampling.actors import TaskPolicies
@@ -32,6 +33,8 @@ from maml_rl.sampling.collect import collect_rollouts
 from maml_rl.sampling.rollouts import Rollouts
 
 torch.set_num_threads(1)  # pytest-xdist already uses every core
+# Drawing rollouts of several tasks took a sixth of the time of tests that train a little.
+plots.SHOWN_TASKS = 1
 # A shell's background job ignores Ctrl-C, and so would the runs that tests start and stop by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores

@@ -335,6 +335,20 @@ class StubbornEnv(TroubledEnv):
 gymnasium.register("tests/Stubborn-v0", entry_point="misbehaving:StubbornEnv", max_episode_steps=20)
 
 
+class GreedyEnv(TroubledEnv):
+    """Takes the array of its task as its own, and changes it."""
+
+    def set_task(self, task):
+        self.task = task
+
+    def step(self, action):
+        self.task *= 0.5
+        return super().step(action)
+
+
+gymnasium.register("tests/Greedy-v0", entry_point="misbehaving:GreedyEnv", max_episode_steps=20)
+
+
 class CarelessEnv(TroubledEnv):
     """Returns what NumPy would silently take for something else."""
 

@@ -353,11 +353,23 @@ def test_no_process_is_left(monkeypatch):
 )
 def test_workers_do_not_outlive_their_parent(number, how, tmp_path):
     """Whether they hang or wait for it. Nor does a process that an environment has started."""
-    arguments = ["train", "--env-id", "misbehaving:tests/Stubborn-v0", "--run-dir", "run", "--num-workers", "1"]
-    arguments += ["--env-kwargs", "folder", str(tmp_path), "how", how]
+    if number == signal.SIGKILL:  # which no parent handles, and this one does not import torch
+        (tmp_path / "parent.py").write_text(
+            "import signal, misbehaving\n"
+            "import numpy as np\n"
+            "from maml_rl.envs import make_vec\n"
+            f"env = make_vec('tests/Stubborn-v0', 1, num_workers=1, folder={str(tmp_path)!r}, how={how!r})\n"
+            "env.reset(seed=0)\n"
+            "env.step(np.zeros((1, 1), np.float32))\n"
+            "signal.pause()\n"
+        )
+        words = ["parent.py"]
+    else:
+        words = ["-m", "maml_rl", "train", "--env-id", "misbehaving:tests/Stubborn-v0", "--run-dir", "run"]
+        words += ["--num-workers", "1", "--env-kwargs", "folder", str(tmp_path), "how", how]
     os.mkfifo(tmp_path / "processes")
     run = subprocess.Popen(
-        [sys.executable, "-m", "maml_rl", *arguments],
+        [sys.executable, *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
         stderr=subprocess.DEVNULL,
@@ -369,6 +381,30 @@ def test_workers_do_not_outlive_their_parent(number, how, tmp_path):
     for process in processes:
         assert select.select([process], [], [], 60)[0]
         os.close(process)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_environment_may_change_the_array_of_its_task(num_workers):
+    tasks = np.array([[0.4], [0.8]])
+    env = make_vec("tests/Greedy-v0", 2, num_workers=num_workers)
+    env.reset(seed=0, options={"task": tasks})
+    env.step(np.zeros((2, 1), np.float32))
+    np.testing.assert_array_equal(env.tasks, [[0.4], [0.8]])
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ["maml_rl/Navigation2D-v0", "tests/Troubled-v0"])
+def test_nobody_can_change_the_tasks_in_force_without_a_reset(env_id):
+    env = make_vec(env_id, 2)
+    tasks = env.sample_tasks(2, np.random.default_rng(0))
+    before = tasks.copy()
+    env.reset(seed=0, options={"task": tasks})
+    tasks += 0.1
+    env.reset()
+    np.testing.assert_array_equal(env.tasks, before)
+    with pytest.raises(ValueError, match="read-only"):
+        env.tasks[:] = 0.0
+    env.close()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

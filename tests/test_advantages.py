@@ -13,6 +13,16 @@ def test_discounted_sums_by_hand():
         discounted_sums(x, 0.5), torch.tensor([[3.0, 4.0, 4.0], [2.0, 4.0, 8.0]], dtype=torch.float64)
     )
     torch.testing.assert_close(discounted_sums(x, 0.0), x)
+    torch.testing.assert_close(discounted_sums(torch.empty(2, 0), 0.5), torch.empty(2, 0))
+
+
+def test_discounted_sums_of_very_long_episodes():
+    """They are computed in blocks, so that memory does not grow with the square of the length."""
+    x = torch.randn(2, 2500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected, later = torch.empty_like(x), torch.zeros(2, dtype=torch.float64)
+    for t in reversed(range(x.shape[1])):
+        later = expected[:, t] = x[:, t] + 0.99 * later
+    torch.testing.assert_close(discounted_sums(x, 0.99), expected)
 
 
 def test_gae_by_hand(monkeypatch):

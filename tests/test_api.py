@@ -179,9 +179,9 @@ def test_tasks_of_one_s_own_are_evaluated(run_dir):
         ([[0.1, 0.2, 0.3]] * 2, "tasks has shape"),
         ([[0.1, 9.0]] * 2, "tasks has the task .* not in the task space"),
         ([["here", "there"]] * 2, "tasks is not an array of float"),
-        ([[0.1, 0.2]], "tasks must be at least 2, "),
-        (0.1, "tasks must be at least 2, "),
-        (np.array(0.1), "tasks must be at least 2, "),
+        ([[0.1, 0.2]], "tasks must be an array of at least two tasks"),
+        (0.1, "tasks must be an array of at least two tasks"),
+        (np.array(0.1), "tasks must be an array of at least two tasks"),
     ):
         with pytest.raises(UserError, match=sentence):
             maml_rl.evaluate(run_dir, tasks=wrong)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from maml_rl import Config, UserError
 from maml_rl.methods import curve_name
-from maml_rl.results.bootstrap import interquartile_mean
+from maml_rl.results.bootstrap import interquartile_mean, mean_with_interval
 from maml_rl.results.comparison import (
     as_markdown,
     at_episodes,
@@ -21,6 +21,7 @@ from maml_rl.results.comparison import (
     success_rows,
 )
 from maml_rl.results.report import report
+from maml_rl.runs.evaluation import mean_and_interval
 from maml_rl.runs.files import write_json
 from maml_rl.runs.folder import save_config
 
@@ -85,22 +86,44 @@ def test_methods_have_the_field_s_names(options, name):
     assert label(Config(**options)) == name
 
 
+def of_different(returns):
+    """The interquartile mean where no task occurs twice."""
+    return interquartile_mean(returns, [np.arange(len(of_seed)) for of_seed in returns])
+
+
+def test_differences_between_tasks_that_all_occur_again_do_not_widen_an_interval():
+    """As in evaluations: two tasks, 20 adaptations to each, whose returns hardly differ."""
+    rng = np.random.default_rng(0)
+    tasks = rng.permutation(np.repeat([-1.0, 1.0], 20))[:, None]
+    returns = 50 * tasks + 150 + rng.normal(size=(40, 1))
+    _, exact = mean_and_interval(returns, tasks)
+    mean, interval = mean_with_interval([returns], [tasks])
+    np.testing.assert_allclose(mean, returns.mean(0))
+    np.testing.assert_allclose(interval, exact, atol=0.1)
+    _, several = interquartile_mean([returns, returns + 0.1], [tasks, tasks])
+    assert np.ptp(several) < 60  # the middle half may be of either task
+    _, narrow = mean_with_interval([returns, returns[::-1]], [tasks, tasks[::-1]])
+    assert np.ptp(narrow) < 1
+    once = np.arange(40)[:, None]
+    assert np.ptp(mean_with_interval([returns], [once])[1]) > 25
+
+
 def test_interquartile_mean_and_its_interval():
     """Of 1 ... 8 the middle half is 3 ... 6. How much seeds differ is part of the interval."""
-    middle, interval = interquartile_mean([np.arange(1.0, 5.0)[:, None], np.arange(5.0, 9.0)[:, None]])
+    middle, interval = of_different([np.arange(1.0, 5.0)[:, None], np.arange(5.0, 9.0)[:, None]])
     np.testing.assert_allclose(middle, [4.5])
     assert interval[0, 0] < 4.5 < interval[0, 1]
     rng = np.random.default_rng(0)
     normal = [rng.normal((0.0, 5.0), size=(1200, 2))]
-    middle, interval = interquartile_mean(normal)
+    middle, interval = of_different(normal)
     np.testing.assert_allclose(middle, stats.trim_mean(np.concatenate(normal), 0.25))
     # The interquartile mean of normal numbers has 1.19 times the variance of their mean.
     np.testing.assert_allclose(np.ptp(interval, axis=1), 2 * 1.96 * (1.19 / 1200) ** 0.5, rtol=0.15)
     # Seeds without any spread over tasks: the interval is that of the mean of 8 draws among 0 and 1.
-    _, of_seeds = interquartile_mean([np.full((50, 1), float(i % 2)) for i in range(8)])
+    _, of_seeds = of_different([np.full((50, 1), float(i % 2)) for i in range(8)])
     np.testing.assert_allclose(of_seeds, [[0.0, 1.0]], atol=0.2)
-    _, of_one = interquartile_mean([rng.normal(size=(400, 1))])
-    _, of_many = interquartile_mean([rng.normal(5 * i, size=(400, 1)) for i in range(3)])
+    _, of_one = of_different([rng.normal(size=(400, 1))])
+    _, of_many = of_different([rng.normal(5 * i, size=(400, 1)) for i in range(3)])
     assert np.ptp(of_many) > 10 * np.ptp(of_one)
 
 
@@ -213,8 +236,8 @@ def test_compare_command(command, tmp_path):
     [
         (lambda run: (run / "config.json").unlink(), "holds no run"),
         (lambda run: (run / "evaluation.json").unlink(), "finish the run"),
-        (lambda run: (run / "evaluation.json").write_text("{}"), "is not an evaluation of this version"),
-        (lambda run: (run / "evaluation.json").write_text("[1"), "is not an evaluation of this version"),
+        (lambda run: (run / "evaluation.json").write_text("{}"), "cannot be compared"),
+        (lambda run: (run / "evaluation.json").write_text("[1"), "cannot be compared"),
     ],
 )
 def test_folders_without_results_are_refused(tmp_path, damage, sentence):

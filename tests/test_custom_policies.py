@@ -418,11 +418,19 @@ def test_frozen_and_missing_parameters_are_refused(tmp_path):
         maml_rl.train(Config(run_dir=tmp_path / "run"), policy=policy)
 
 
+def with_nan():
+    policy = MLP(2, (8,), GaussianHead(8, 2, 1.0))
+    policy.register_buffer("unknown", torch.tensor([float("nan")]))
+    return policy
+
+
 @pytest.mark.parametrize(
     ("policy", "sentence"),
     [
         (MLP, "must be an instance of torch.nn.Module"),
         (nn.Tanh(), "has no parameters"),
+        (MLP(2, (8,), GaussianHead(8, 2, 1.0)).double(), "has parameters of torch.float64; convert them"),
+        (with_nan(), "has the buffer unknown, which has NaN"),
         (nn.Sequential(*[nn.Linear(2, 2)] * 2), "one module under two names, '0' and '1'; keep it under one"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import gymnasium
 import numpy as np
@@ -53,6 +54,21 @@ def folders(tmp_path_factory):
                 pixels = (pattern + rng.integers(0, 50, pattern.shape)).astype(np.uint8)
                 Image.fromarray(pixels).save(root / part / f"class{name}/{i}.png")
     return root
+
+
+def test_only_readable_images_in_folders_of_classes_count(folders, tmp_path):
+    root = shutil.copytree(folders, tmp_path / "images")
+    shutil.copy(root / "train/class0/0.png", root / "train/thumbnail.png")
+    (root / "train/class0/._0.png").write_bytes(b"of another system")
+    (root / "train/more.png").mkdir()
+    before = make_vec("maml_rl/ImageFolder-v0", 1, root=str(folders), size=12)
+    after = make_vec("maml_rl/ImageFolder-v0", 1, root=str(root), size=12)
+    assert before.images.sizes.tolist() == after.images.sizes.tolist()
+    (root / "train/class1/0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"class1/0.png cannot be read as an image"):
+        make_vec("maml_rl/ImageFolder-v0", 1, root=str(root), size=12)
+    with pytest.raises(ValueError, match="colour is 'false', but must be True or False"):
+        make_vec("maml_rl/ImageFolder-v0", 1, root=str(folders), colour="false")
 
 
 def conv4(num_filters=3, num_ways=4, seed=0):

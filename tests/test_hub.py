@@ -1,5 +1,7 @@
 """Run folders as repositories of the Hugging Face hub; a local folder stands for the repository."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import theta_of
@@ -26,6 +28,23 @@ def test_a_run_survives_the_way_to_the_hub_and_back(finished, tmp_path):
 def test_the_zoo_can_be_published(tmp_path):
     HubRun("zoo/navigation_2d").save_pretrained(tmp_path)
     assert HubRun.from_pretrained(str(tmp_path)).load().config.learn_lr == "task"
+
+
+def test_a_run_is_not_saved_into_its_own_folder(finished, tmp_path):
+    folder = shutil.copytree(finished[0].run_dir, tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="is the folder of the run itself"):
+        HubRun(folder).save_pretrained(tmp_path / "other/../run")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_another_run_in_the_same_repository_leaves_nothing_of_the_first(finished, tmp_path):
+    HubRun("zoo/navigation_2d").save_pretrained(tmp_path / "repository")
+    (tmp_path / "run").mkdir()
+    for name in ("config.json", "checkpoint.pt"):
+        shutil.copy(finished[0].run_dir / name, tmp_path / "run")
+    HubRun(tmp_path / "run").save_pretrained(tmp_path / "repository")
+    assert not (tmp_path / "repository/evaluation.json").exists()
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -316,7 +316,9 @@ def test_the_number_of_rollouts_is_rounded_up_to_whole_rounds():
     meta = untrained("maml_rl/Navigation2D-v0", num_rollouts=7)
     env = gymnasium.make_vec("maml_rl/Navigation2D-v0", 4)
     meta.adapt(env)
-    with pytest.raises(UserError, match="num_rollouts is 7, but must be a multiple of the 4 environments"):
+    with pytest.raises(
+        UserError, match="num_rollouts is 7, but must be positive and divisible by the 4 environments"
+    ):
         meta.adapt(env, num_rollouts=7)
 
 

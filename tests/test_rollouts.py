@@ -107,6 +107,8 @@ def test_actions_are_scaled_to_the_box_and_clipped():
     assert all(map(narrow.contains, action_map(narrow)(np.array([[-1, -1], [1, 1], [9, -9]], np.float32))))
     small = spaces.Box(-100, 100, (1,), np.int8)
     np.testing.assert_allclose(action_map(small)(np.array([[0.5], [-1.0]])), [[50], [-100]])
+    without_bounds = spaces.Box(-np.inf, np.inf, (1,), np.int64)  # Gymnasium puts in the type's limits
+    np.testing.assert_array_equal(action_map(without_bounds)(np.array([[1.4], [-3.0]], np.float32)), [[1], [-3]])
     torch.testing.assert_close(task_inputs(small, np.array([[100], [-50]])), torch.tensor([[1.0], [-0.5]]))
     unbounded = spaces.Box(-np.inf, np.inf, (1,))
     np.testing.assert_array_equal(action_map(unbounded)(np.array([[7.0]])), [[7.0]])

@@ -296,7 +296,7 @@ def test_a_loaded_run_adapts_to_examples(tmp_path):
     np.testing.assert_allclose(predictions, wanted.detach().numpy(), rtol=1e-4, atol=1e-6)
     with pytest.raises(UserError, match=r"This run learns from examples; call adapt\(\(inputs, targets\)\)"):
         run.adapt(gymnasium.make(SINUSOID))
-    with pytest.raises(UserError, match=r"targets of examples have shape \(1, 5, 1\), but must have \(1, 6, 1\)"):
+    with pytest.raises(UserError, match=r"targets of a task have shape \(5, 1\), but must have \(6, 1\)"):
         run.adapt((x, y[:5]))
     with pytest.raises(UserError, match="inputs of examples are not all finite; correct them"):
         run.adapt((x * np.nan, y))

@@ -267,6 +267,11 @@ def _check_options(config: Config) -> None:
             f"{inner[0]} is {getattr(config, inner[0])!r}, but with num_steps 0 training has no inner step to "
             f"differentiate; choose num_steps 1 or more, or leave {inner[0]} out."
         )
+    if config.e_maml and config.num_tasks < 2:
+        raise UserError(
+            f"e_maml is {config.e_maml} and num_tasks is 1, but e_maml compares a task with the others; choose "
+            "num_tasks 2 or more, or leave e_maml out."
+        )
     if config.observe_task and config.num_steps:
         raise UserError(
             f"observe_task is on and num_steps is {config.num_steps}, but a policy that sees the task has "

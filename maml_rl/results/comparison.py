@@ -55,7 +55,7 @@ def family_name(config: Config) -> str:
 
     Published results are those of the id alone.
     """
-    words = [f"{name}={value}" for name, value in config.env_kwargs.items()]
+    words = [f"{name}={value}" for name, value in sorted(config.env_kwargs.items())]
     words += [f"horizon={config.horizon}"] * (config.horizon is not None)
     return registered_id(config.env_id) + (f" ({', '.join(words)})" if words else "")
 
@@ -80,14 +80,14 @@ def load_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
             if not {"num_tasks", "num_rollouts"} <= results.keys():
                 raise ValueError("num_tasks or num_rollouts is missing")
             if results.get("tasks_given"):
-                raise ValueError("it is of tasks of your own choice, which other runs do not have")
+                raise ValueError("it was made on tasks that you chose, which other runs were not evaluated on")
             if results["iterations"] != config.iterations or curve_name(config) not in results["methods"]:
                 raise ValueError(f"it is of iteration {results['iterations']} of {config.iterations}")
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); finish the run.") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{path} is not an evaluation of this version ({error}); write one with evaluate {folder} "
+                f"{path} cannot be compared ({error}); write another evaluation with evaluate {folder} "
                 f"--output {folder}."
             ) from error
         runs.append((folder, config, results))
@@ -122,7 +122,7 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
     """
     alike: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        key = json.dumps(run[1].options("method"), default=str)
+        key = json.dumps(run[1].options("method"), default=str, sort_keys=True)
         alike.setdefault((label(run[1]), key), []).append(run)
     found = {}
     for (short, _), group in alike.items():
@@ -181,14 +181,18 @@ def _curves(group: list[Run], method: str) -> Curves:
     config, num_rollouts = group[0][1], group[0][2]["num_rollouts"]
     returns = [np.array(curve["returns"])[:, :shortest] for curve in curves]
     remembers = method_of(config).independent_learners
+    # Evaluations of version 0.1 do not have the tasks. Then all are taken to be different.
+    tasks = [
+        np.array(run[2].get("tasks", range(len(of_seed)))) for run, of_seed in zip(group, returns, strict=True)
+    ]
     successes = [np.array(curve["success"])[:, :shortest] for curve in curves if "success" in curve]
     return Curves(
         returns,
         np.arange(shortest) * (1 if remembers else num_rollouts),
         remembers,
         np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
-        *interquartile_mean(returns),
-        mean_with_interval(successes) if len(successes) == len(curves) else None,
+        *interquartile_mean(returns, tasks),
+        mean_with_interval(successes, tasks) if len(successes) == len(curves) else None,
     )
 
 
@@ -206,8 +210,8 @@ def at_episodes(curves: Curves, episodes: Array) -> Array:
 def columns(methods: dict[str, Curves]) -> dict[str, Array]:
     """Returns the indices of up to four points of each method's curve.
 
-    In each column, methods have seen at most the same number of episodes of a task: that of the method with the
-    most steps, or without one, of RL² with the most episodes.
+    In each column, methods have seen at most the same number of episodes of a task. That is the number of the
+    method with the most adaptation steps or, if no method takes steps, of the run of RL² with the most episodes.
     """
     episodes = _longest(methods).episodes[:4]
     return {name: at_episodes(curves, episodes) for name, curves in methods.items()}

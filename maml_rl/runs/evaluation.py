@@ -133,7 +133,7 @@ def with_options(
         # A 0-dimensional array has a length by its type, but none in fact.
         num_tasks = len(tasks) if isinstance(tasks, Sized) and getattr(tasks, "shape", None) != () else 0
         if num_tasks < 2:
-            raise UserError("tasks must be at least 2, (M, D) numbers, because the result has intervals.")
+            raise UserError("tasks must be an array of at least two tasks, (M, D); an interval needs two.")
     given: dict[str, Any] = {
         "eval_num_steps": num_steps,
         "eval_num_tasks": num_tasks,

@@ -100,6 +100,11 @@ def _require_trainable(own: nn.Module) -> None:
         raise UserError("The policy given has frozen parameters, but all are meta-trained; make them buffers.")
     if not torch.isfinite(flatten(own)).all():
         raise UserError("The policy given has parameters that are not finite; initialise them.")
+    for name, buffer in own.named_buffers():
+        if buffer.isnan().any():  # nothing equals NaN, so that no checkpoint would fit the policy again
+            raise UserError(f"The policy given has the buffer {name}, which has NaN; use other values.")
+    if other := {str(parameter.dtype) for parameter in own.parameters()} - {"torch.float32"}:
+        raise UserError(f"The policy given has parameters of {min(other)}; convert them: policy.float().")
 
 
 @contextlib.contextmanager

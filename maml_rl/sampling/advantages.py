@@ -5,15 +5,24 @@ from torch import Tensor
 
 from .rollouts import Rollouts
 
+_BLOCK = 1000  # steps. The matrix of 10,000 steps would take 800 MB in float64.
+
 
 def discounted_sums(x: Tensor, discount: float) -> Tensor:
     """Computes y_t = x_t + discount · y_{t+1} over the last axis, y_{H+1} = 0: (..., H) -> (..., H).
 
-    It is one product with the matrix of discount^(j - t), j ≥ t. If x is 0 after the end of an episode, so is y.
+    In blocks of steps, the last one first, it is a product with the matrix of discount^(j - t), j ≥ t. If x is 0
+    after the end of an episode, so is y.
     """
-    t = torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)
+    t = torch.arange(min(x.shape[-1], _BLOCK), dtype=x.dtype, device=x.device)
     lag = t[:, None] - t[None, :]
-    return x @ torch.where(lag >= 0, discount ** lag.clamp(min=0), 0.0)
+    powers = torch.where(lag >= 0, discount ** lag.clamp(min=0), 0.0)
+    sums, later = [], torch.zeros_like(x[..., :1])
+    for block in reversed(x.split(_BLOCK, dim=-1)):
+        n = block.shape[-1]
+        sums.append(block @ powers[:n, :n] + later * discount ** (n - t[:n]))
+        later = sums[-1][..., :1]
+    return torch.cat(sums[::-1], dim=-1)
 
 
 # With longer observations, such as images, the baseline would overfit the returns of a batch.

@@ -73,7 +73,7 @@ def require_simulations(failed: int, num_rollouts: int, config: Config) -> None:
     Raises:
         UserError: If more than the share `max_failed_share` have.
     """
-    if failed > config.max_failed_share * num_rollouts:
+    if failed > config.max_failed_share * num_rollouts + 1e-6:  # 0.29 · 100 is less than 29
         raise UserError(
             f"The simulation broke down in {failed} of {num_rollouts} rollouts, more than the share of "
             f"{config.max_failed_share:g} that max_failed_share allows; make tasks or actions milder, or allow "
@@ -260,6 +260,6 @@ def _require_finite(env: VectorFamily, tasks: Array, rollouts: Rollouts) -> None
             )
         outside = ", or outside its space" if isinstance(env.single_observation_space, spaces.Discrete) else ""
         raise UserError(
-            f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite{outside}; fix "
-            "the environment, or keep tasks and actions in the range where it is stable."
+            f"{family}: the {name} at step {step} of task {in_words(tasks[task])} is not finite in "
+            f"float32{outside}; fix the environment, or keep tasks and actions in the range where it is stable."
         )

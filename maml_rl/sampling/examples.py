@@ -64,9 +64,10 @@ def as_tensors(
     for name, values, space in (("inputs", x, observations), ("targets", y, actions)):
         expected = (*shape, *(space.shape or ()))
         if values.shape != expected:
+            one = int(values.shape[:1] == shape[:1])  # then the trouble is within a task
             raise UserError(
-                f"The {name} of examples have shape {values.shape}, but must have {expected}: a value of "
-                f"{in_words(space)} for each example."
+                f"The {name} of {'a task' * one or 'the examples'} have shape {values.shape[one:]}, but must have "
+                f"{expected[one:]}: a value of {in_words(space)} for each example."
             )
         wanted, found = (np.issubdtype(kind, np.integer) for kind in (space.dtype, values.dtype))
         if wanted and not found:

@@ -73,9 +73,10 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
 
 
 def _is_bounded(space: spaces.Box) -> bool:
-    """Whether a Box is bounded on all sides. A bound as large as float32's largest number stands for none."""
+    """Whether a Box is bounded on all sides. A bound near the largest number of its type stands for none."""
     largest = np.maximum(-space.low.astype(np.float64), space.high.astype(np.float64))
-    return bool((largest < 1e30).all())
+    # Of integers this large, float64 cannot tell neighbours apart.
+    return bool((largest < (2.0**53 if np.issubdtype(space.dtype, np.integer) else 1e30)).all())
 
 
 def _middle_and_half(space: spaces.Box) -> tuple[Array, Array]:
