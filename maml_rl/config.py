@@ -220,7 +220,7 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
     """The value in the type that JSON and the command line give it: no NumPy numbers, paths and tuples as such."""
     kinds = _kinds(annotation)
     if isinstance(value, str | PathLike) and Path in kinds:
-        return Path(value)
+        return Path(value).expanduser()
     if isinstance(value, list | tuple) and tuple in kinds:
         return tuple(_plain(part, {*get_args(annotation)}) for part in value)
     if isinstance(value, dict) and dict in kinds:

@@ -216,7 +216,7 @@ def test_evaluate_names_options_as_its_caller_does(run_dir, command, tmp_path):
 def test_an_evaluation_of_one_s_own_tasks_is_not_compared(run_dir, tmp_path):
     shutil.copytree(run_dir, tmp_path / "run")
     write_json(tmp_path / "run/evaluation.json", maml_rl.evaluate(run_dir, tasks=[[0.1, 0.2], [0.3, -0.4]]))
-    with pytest.raises(UserError, match="it is of tasks of your own choice"):
+    with pytest.raises(UserError, match="made on tasks that you chose"):
         load_runs([tmp_path / "run"])
 
 

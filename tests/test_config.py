@@ -57,6 +57,10 @@ def test_every_option_says_what_it_is(name):
             Config(**{name: float("nan")})
 
 
+def test_a_tilde_is_the_home_folder():
+    assert Config(run_dir="~/runs/x").run_dir == Path.home() / "runs/x"
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_run_is_resumed_with_what_is_fixed(name, tmp_path):
     before = Config(run_dir=tmp_path / "run")

@@ -61,14 +61,15 @@ def test_only_readable_images_in_folders_of_classes_count(folders, tmp_path):
     shutil.copy(root / "train/class0/0.png", root / "train/thumbnail.png")
     (root / "train/class0/._0.png").write_bytes(b"of another system")
     (root / "train/more.png").mkdir()
-    before = make_vec("maml_rl/ImageFolder-v0", 1, root=str(folders), size=12)
-    after = make_vec("maml_rl/ImageFolder-v0", 1, root=str(root), size=12)
+    before = make_vec("maml_rl/ImageFolder-v0", 1, root=str(folders), num_ways=3, size=12)
+    after = make_vec("maml_rl/ImageFolder-v0", 1, root=str(root), num_ways=3, size=12)
     assert before.images.sizes.tolist() == after.images.sizes.tolist()
+    root = root.rename(tmp_path / "damaged")  # images that were read stay in memory
     (root / "train/class1/0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"class1/0.png cannot be read as an image"):
-        make_vec("maml_rl/ImageFolder-v0", 1, root=str(root), size=12)
+        make_vec("maml_rl/ImageFolder-v0", 1, root=str(root), num_ways=3, size=12)
     with pytest.raises(ValueError, match="colour is 'false', but must be True or False"):
-        make_vec("maml_rl/ImageFolder-v0", 1, root=str(folders), colour="false")
+        make_vec("maml_rl/ImageFolder-v0", 1, root=str(folders), num_ways=3, colour="false")
 
 
 def conv4(num_filters=3, num_ways=4, seed=0):

@@ -303,7 +303,7 @@ def test_rl2_says_so_if_it_is_told_no_rewards(caplog):
         ("Pendulum-v1", {}, {}, "The environment's observation space is .* but the run was trained with"),
         ("maml_rl/Navigation2D-v0", {"observe_task": True, "num_steps": 0}, {}, "The oracle is given its task"),
         ("maml_rl/Navigation2D-v0", {}, {"num_steps": -1}, "num_steps is -1, but must be at least 0"),
-        ("maml_rl/Navigation2D-v0", {}, {"num_rollouts": 0}, "num_rollouts is 0, but must be a multiple"),
+        ("maml_rl/Navigation2D-v0", {}, {"num_rollouts": 0}, "num_rollouts is 0, but must be positive"),
         ("maml_rl/Navigation2D-v0", RL2, {"num_rollouts": 3}, "remembers one rollout in each of 1 env"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import MISBEHAVING, TINY
 
-from maml_rl import Config
+from maml_rl import Config, UserError
 from maml_rl.cli import _options
 from maml_rl.runs.folder import load_config
 from maml_rl.sweep import combinations, is_finished, planned
@@ -25,6 +25,8 @@ def test_every_combination_has_a_name_and_a_command_line():
     )
     assert combinations(["--iterations", "3"]) == {"": ["--iterations", "3"]}
     assert combinations([]) == {"": []}
+    with pytest.raises(UserError, match="A sweep chooses --run-dir itself"):
+        planned(["--run_dir", "other"], ["train"], lambda words: _options(words, Config()), Path("sweep"), seeds=1)
     assert combinations(["--inner_lr", "0.1", "--inner-lr", "0.5"]) == {"": ["--inner-lr", "0.5"]}
     words = ["--inner-lr", "0.1", "0.5"]
     plans = planned(words, ["train"], lambda words: _options(words, Config()), Path("sweep"), seeds=2)
@@ -80,7 +82,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bits(command, tmp_path):
     assert "the same command continues them" in stopped.stderr
     assert not (tmp_path / "parts/seed1/evaluation.json").exists()
     assert "stopped; continue with" in (tmp_path / "parts/seed1.log").read_text()
-    assert command(*parts).returncode == 0
+    assert command(*parts, fresh=True).returncode == 0
     folders = [tmp_path / name / "seed1/checkpoint.pt" for name in ("whole", "parts")]
     thetas = [torch.load(path, weights_only=True)["theta"] for path in folders]
     assert torch.equal(*thetas)
@@ -90,7 +92,6 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bits(command, tmp_path):
     ("words", "sentence"),
     [
         ("--seed 3", "A sweep chooses --seed itself"),
-        ("--run_dir other", "A sweep chooses --run-dir itself"),
         ("--no-resume", "A sweep chooses --resume itself"),
         ("--eval-num-tasks 10 20", "eval_num_tasks has several values"),
         ("--seeds 0", "seeds is 0, but must be at least 1"),
