@@ -44,7 +44,8 @@ def test_another_run_in_the_same_repository_leaves_nothing_of_the_first(finished
     for name in ("config.json", "checkpoint.pt"):
         shutil.copy(finished[0].run_dir / name, tmp_path / "run")
     HubRun(tmp_path / "run").save_pretrained(tmp_path / "repository")
-    assert not (tmp_path / "repository/evaluation.json").exists()
+    written = {path.name for path in (tmp_path / "repository").iterdir()}
+    assert written == {"config.json", "checkpoint.pt", "README.md"}
 
 
 def test_what_is_no_run_is_refused(tmp_path):

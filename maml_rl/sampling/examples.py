@@ -64,10 +64,11 @@ def as_tensors(
     for name, values, space in (("inputs", x, observations), ("targets", y, actions)):
         expected = (*shape, *(space.shape or ()))
         if values.shape != expected:
-            one = int(values.shape[:1] == shape[:1])  # then the trouble is within a task
+            # Where there are as many tasks as there should be, the shapes are those of one task.
+            first, of = (1, "a task") if values.shape[:1] == shape[:1] else (0, "the examples")
             raise UserError(
-                f"The {name} of {'a task' * one or 'the examples'} have shape {values.shape[one:]}, but must have "
-                f"{expected[one:]}: a value of {in_words(space)} for each example."
+                f"The {name} of {of} have shape {values.shape[first:]}, but must have {expected[first:]}: a value "
+                f"of {in_words(space)} for each example."
             )
         wanted, found = (np.issubdtype(kind, np.integer) for kind in (space.dtype, values.dtype))
         if wanted and not found:
