@@ -91,8 +91,6 @@ class HubRun(
         target = Path(save_directory)
         if target.resolve() == self.folder.resolve():
             raise UserError(f"{target} is the folder of the run itself; choose another one.")
-        for name in _SHOWN:
-            (target / name).unlink(missing_ok=True)
         saved: str | None = super().save_pretrained(target, **kwargs)
         return saved
 
@@ -100,6 +98,8 @@ class HubRun(
         for name in (*_NEEDED, *_SHOWN):
             if name in _NEEDED or (self.folder / name).exists():
                 shutil.copy(self.folder / name, save_directory / name)
+            else:  # it may be that of another run
+                (save_directory / name).unlink(missing_ok=True)
 
     @classmethod
     def _from_pretrained(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..runs.evaluation import strata
 from ..sampling.spaces import Array
 
 _RESAMPLES, _BATCH = 2000, 100
@@ -42,7 +43,7 @@ def _with_interval(
     num_tasks = min(len(of_seed) for of_seed in by_seed)
     # (seeds, M, S + 1). Resampling takes most of the time, and float32 is sorted three times as fast.
     values = np.stack([of_seed[:num_tasks] for of_seed in by_seed]).astype(np.float32)
-    order, starts, counts = np.stack([_strata(of_seed[:num_tasks]) for of_seed in tasks], axis=1)
+    order, starts, counts = np.stack([_by_stratum(of_seed[:num_tasks]) for of_seed in tasks], axis=1)
     resampled = []
     for _ in range(_RESAMPLES // _BATCH):
         seeds = rng.integers(len(values), size=(_BATCH, len(values), 1))
@@ -53,19 +54,15 @@ def _with_interval(
     return statistic(np.concatenate(by_seed)), interval.T
 
 
-def _strata(tasks: Array) -> Array:
+def _by_stratum(tasks: Array) -> Array:
     """Orders the rows of M tasks so that those of a stratum are neighbours.
 
     Returns:
         The order, and for each of its places, where its stratum begins and how many rows that has, (3, M).
     """
-    _, stratum, counts = np.unique(tasks.reshape(len(tasks), -1), axis=0, return_inverse=True, return_counts=True)
-    if (counts < 2).any():
-        stratum, counts = np.zeros(len(tasks), int), np.array([len(tasks)])
-    ends = np.cumsum(counts)
-    return np.stack(
-        [np.argsort(stratum.ravel(), kind="stable"), *np.repeat([ends - counts, counts], counts, axis=1)]
-    )
+    stratum, counts = strata(tasks)
+    starts = np.cumsum(counts) - counts
+    return np.stack([np.argsort(stratum, kind="stable"), *np.repeat([starts, counts], counts, axis=1)])
 
 
 def _mean_of_middle_half(values: Array) -> Array:

@@ -304,16 +304,25 @@ def curve(batches: Iterable[Rollouts], tasks: Array, method: Method) -> dict[str
 def mean_and_interval(values: Array, tasks: Array) -> tuple[list[float], list[list[float]]]:
     """Computes the mean over tasks of values (M, S + 1), (S + 1), and its 95% interval by Student's t, (S + 1, 2).
 
-    If every task occurs at least twice, tasks are treated as strata. The interval is then that of the mean over
+    If every task occurs at least twice, tasks are treated as `strata`. The interval is then that of the mean over
     exactly these tasks, and the differences between them do not widen it.
     """
     from scipy.special import stdtrit  # takes half a second, in which training can begin
 
-    _, group, counts = np.unique(tasks.reshape(len(tasks), -1), axis=0, return_inverse=True, return_counts=True)
-    group = group.ravel()
-    if (counts < 2).any():
-        group, counts = np.zeros(len(values), int), np.array([len(values)])
+    group, counts = strata(tasks)
     variances = np.stack([values[group == g].var(0, ddof=1) for g in range(len(counts))])
     error = np.sqrt((counts[:, None] * variances).sum(0)) / len(values)
     mean, half = values.mean(0), stdtrit(len(values) - len(counts), 0.975) * error
     return mean.tolist(), np.stack([mean - half, mean + half], axis=1).tolist()
+
+
+def strata(tasks: Array) -> tuple[Array, Array]:
+    """Groups equal tasks (M, D), if every task occurs at least twice. Otherwise, all are one group.
+
+    Returns:
+        The number of each task's group, (M,), and the number of tasks in each group.
+    """
+    _, group, counts = np.unique(tasks.reshape(len(tasks), -1), axis=0, return_inverse=True, return_counts=True)
+    if (counts < 2).any():
+        return np.zeros(len(tasks), int), np.array([len(tasks)])
+    return group.ravel(), counts
