@@ -13,7 +13,7 @@ from maml_rl.envs.navigation import Navigation2DEnv, Navigation2DVectorEnv
 from maml_rl import Config, train
 
 COMMON = {
-    "num_tasks": 5, "num_rollouts": 4, "horizon": 10, "hidden_sizes": (8,), "iterations": 3, "eval_every": 0,
+    "num_tasks": 5, "num_rollouts": 4, "horizon": 10, "hidden_sizes": (8,), "iterations": 2, "eval_every": 0,
     "eval_num_tasks": 4, "eval_num_rollouts": 3, "eval_num_steps": 2, "checkpoint_every": 1, "chunk_tasks": 2,
 }  # fmt: skip
 METHODS = {
@@ -22,7 +22,7 @@ METHODS = {
         "inner_advantage": "learned",
         "e_maml": 0.05,
         "normalise_observations": True,
-        "eval_every": 2,
+        "eval_every": 1,
     },
     "promp": {"estimator": "lvc", "outer": "ppo"},
     "rl2": {

@@ -28,7 +28,7 @@ def test_a_policy_is_small_and_reaches_what_its_card_says(name):
     folder = located(zoo.Path("zoo", name))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
     # Of its goals, many are not found. The physics of ants take long.
-    num_tasks = {"sparse_navigation_2d": 40, "ant_dir": 4, "ant_vel": 4}.get(name, 6)
+    num_tasks = {"sparse_navigation_2d": 40, "ant_dir": 3, "ant_vel": 3}.get(name, 6)
     result = maml_rl.evaluate(f"zoo/{name}", num_tasks=num_tasks, num_steps=1, seed=5)
     (method,) = set(result["methods"]) - {"random"}
     returns, said = np.array(result["methods"][method]["returns"])[:, 1], card(name)
