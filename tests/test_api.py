@@ -14,6 +14,7 @@ from conftest import TINY
 from gymnasium import spaces
 from maml_rl.envs.navigation import Navigation2DVectorEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 import maml_rl
 from maml_rl import Config, UserError
@@ -106,6 +107,17 @@ def test_the_history_of_no_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="There is no folder .*nowhere; give the folder of a run"):
         maml_rl.read_history(tmp_path / "nowhere")
     assert maml_rl.read_history(tmp_path) == {}
+
+
+def test_points_that_a_resumed_run_replaced_are_dropped_without_a_message(tmp_path, caplog):
+    for first, purge_step in ((0, None), (2, 3)):
+        with SummaryWriter(str(tmp_path), purge_step=purge_step) as writer:
+            for step in range(first, first + 4):
+                writer.add_scalar("train/return_step_0", 10 * first + step, step)
+    assert maml_rl.read_history(tmp_path)["train/return_step_0"] == [
+        (0, 0), (1, 1), (2, 2), (2, 22), (3, 23), (4, 24), (5, 25)
+    ]  # fmt: skip
+    assert not caplog.records
 
 
 def test_a_callback_that_fails_loses_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import time
@@ -133,8 +134,18 @@ def read_history(folder: str | os.PathLike[str]) -> History:
     # Imported here, because training does not read events.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
+    log = logging.getLogger("tensorboard")
+    log.addFilter(_unexpected)
+    try:
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
+    finally:
+        log.removeFilter(_unexpected)
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def _unexpected(record: logging.LogRecord) -> bool:
+    """Whether a message of TensorBoard's is news. A resumed run replaces the steps after its checkpoint."""
+    return "out of order event.step" not in record.getMessage()
 
 
 def return_tags(tags: Iterable[str]) -> list[str]:
