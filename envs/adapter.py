@@ -175,7 +175,7 @@ class AdaptedVectorEnv(VectorFamily):
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Starts a new episode in every environment; arguments and result as in `TaskVectorEnv.reset`."""
-        tasks = self.checked_tasks(options["task"], self.num_envs) if options and "task" in options else self.tasks
+        tasks = self._given_tasks(options)
         # -1 means no seed. The learner's seeds have 62 bits, more than some environments accept.
         seeds = np.full(self.num_envs, -1) if seed is None else self._checked_seeds(seed) % 2**31
         self.tasks, self._num_steps = tasks, 0

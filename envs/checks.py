@@ -43,13 +43,16 @@ def check_family(env_id: str, num_envs: int = 3, num_steps: int = 25) -> None:
         check_env(single.unwrapped, skip_render_check=not isinstance(single.unwrapped, TaskEnv))
         single.close()
         _check_equals_single(env_id, env, num_steps)
+        _check_task_stays(env_id, env)
         _check_tasks_differ(env_id, env, num_steps)
     finally:
         env.close()
 
 
 def _check_tasks(env_id: str, env: VectorFamily) -> None:
-    tasks = env.sample_tasks(env.num_envs, np.random.default_rng(1))
+    tasks = env.checked_tasks(
+        env.sample_tasks(env.num_envs, np.random.default_rng(1)), env.num_envs, "sample_tasks"
+    )
     again = env.sample_tasks(env.num_envs, np.random.default_rng(1))
     assert np.array_equal(tasks, again), f"{env_id}: sample_tasks uses randomness other than its generator."
     many = env.sample_tasks(100, np.random.default_rng(1))
@@ -78,6 +81,30 @@ def _check_tasks(env_id: str, env: VectorFamily) -> None:
             assert np.array_equal(env.tasks, tasks), f"{env_id}: a refused task replaced the one in force."
         else:
             raise AssertionError(f"{env_id}: tasks that are {what} are not refused.")
+
+
+def _check_task_stays(env_id: str, env: VectorFamily) -> None:
+    """Checks that resets without a task keep that of a single environment, as `load(run_dir).adapt(env)` needs."""
+    some = np.unique(env.sample_tasks(100, np.random.default_rng(4)), axis=0)
+    make = gymnasium.make if isinstance(env, TaskVectorEnv) else make_flat
+    single = make(env_id, max_episode_steps=env.max_episode_steps)
+    for task in (some[0], some[-1]):
+        episodes = []
+        for given in (True, False):
+            observation, _ = reset_with_task(single, task, seed=7) if given else single.reset(seed=7)
+            episodes.append([observation])
+            env.single_action_space.seed(2)
+            ended = False
+            while not ended:
+                observation, reward, terminated, truncated, _ = single.step(env.single_action_space.sample())
+                episodes[-1] += [observation, reward]
+                ended = terminated or truncated
+        same = len(episodes[0]) == len(episodes[1]) and all(map(np.array_equal, *episodes))
+        assert same, (
+            f"{env_id}: after reset with the task {in_words(task)}, a reset without a task does not begin the "
+            "same episode; keep the task until another is given."
+        )
+    single.close()
 
 
 def _check_tasks_differ(env_id: str, env: VectorFamily, num_steps: int) -> None:

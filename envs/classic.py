@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
 
+from .family import checked_task
+
 
 class CartPoleParamsEnv(CartPoleEnv):
     """A cart balances a pole: Gymnasium's CartPole with other masses and lengths; O = 4, two discrete actions.
@@ -27,7 +29,8 @@ class CartPoleParamsEnv(CartPoleEnv):
     ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode. The options {"task": (length, pole mass, cart mass)} set the physics."""
         if options and "task" in options:
-            self.length, self.masspole, self.masscart = (float(number) for number in options["task"])
+            task = checked_task("CartPoleParams", self.task_space, options["task"])
+            self.length, self.masspole, self.masscart = task.tolist()
             self.total_mass = self.masspole + self.masscart
             self.polemass_length = self.masspole * self.length
         observation, info = super().reset(seed=seed)
@@ -49,6 +52,6 @@ class PendulumParamsEnv(PendulumEnv):
     ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode. The options {"task": (gravity, mass, length)} set the physics."""
         if options and "task" in options:
-            self.g, self.m, self.l = (float(number) for number in options["task"])
+            self.g, self.m, self.l = checked_task("PendulumParams", self.task_space, options["task"]).tolist()
         observation, info = super().reset(seed=seed)
         return observation, info

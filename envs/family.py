@@ -1,5 +1,6 @@
 """The interface that the learner uses: N environments, each with a task of its own."""
 
+import copy
 import os
 from typing import Any, ClassVar
 
@@ -52,6 +53,45 @@ def converted(values: Array, dtype: np.dtype[Any]) -> Array:
     raise TypeError(f"{in_words(values)} are not {dtype} numbers")
 
 
+def checked_task(name: str, space: spaces.Space[Any], task: Any) -> Array:
+    """Converts the task of a single environment to an array of the task space's type, (D,).
+
+    Raises:
+        ValueError: If it is not in the task space.
+    """
+    shape = space.shape or ()
+    if np.shape(task) != shape:
+        raise ValueError(
+            f"{name}: options['task'] has shape {np.shape(task)}, but must have shape {shape}; the task space is "
+            f"{in_words(space)}."
+        )
+    return np.asarray(_in_task_space(name, space, [task], 1, "options['task']")[0])
+
+
+def _in_task_space(name: str, space: spaces.Space[Any], tasks: Any, num_tasks: int, source: str) -> Array:
+    """Converts tasks to an array of the task space's type, (n, D); see `VectorFamily.checked_tasks`."""
+    try:
+        checked = converted(np.array(tasks), np.dtype(space.dtype))  # a copy, which the caller cannot change
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: {source} is not an array of {space.dtype} numbers; it must be an array of tasks of the task "
+            f"space {in_words(space)}, one per row."
+        ) from error
+    expected = (num_tasks, *(space.shape or ()))
+    if checked.shape != expected:
+        raise ValueError(
+            f"{name}: {source} has shape {checked.shape}, but must have shape {expected}, one task per row; the "
+            f"task space is {in_words(space)}."
+        )
+    if not batch_space(space, num_tasks).contains(checked):
+        outside = np.asarray(next(task for task in checked if not space.contains(task)))
+        raise ValueError(
+            f"{name}: {source} has the task {in_words(outside)}, which is not in the task space "
+            f"{in_words(space)}; choose one that is."
+        )
+    return checked
+
+
 class VectorFamily(VectorEnv[Any, Any, Any]):
     """N environments of one task family. The learner uses only this interface.
 
@@ -76,6 +116,11 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
     all_tasks: Array | None = None
 
     def __init__(self, num_envs: int = 1, max_episode_steps: int | None = None, render_mode: str | None = None):
+        # A space has a random generator, which environments must not share through an attribute of their class.
+        for attribute in ("task_space", "single_observation_space", "single_action_space"):
+            shared = getattr(type(self), attribute, None)
+            if isinstance(shared, spaces.Space) and attribute not in vars(self):
+                setattr(self, attribute, copy.deepcopy(shared))
         if num_envs < 1:
             raise ValueError(f"{self.name}: num_envs is {num_envs}, but must be at least 1.")
         if max_episode_steps is not None and max_episode_steps < 1:
@@ -197,30 +242,18 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         Raises:
             ValueError: If they are not n valid tasks.
         """
-        space = self.task_space
-        try:
-            checked = converted(np.array(tasks), np.dtype(space.dtype))  # a copy, which the caller cannot change
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.name}: {source} is not an array of {space.dtype} numbers; it must be an array of tasks of "
-                f"the task space {in_words(space)}, one per row."
-            ) from error
-        expected = (num_tasks, *(space.shape or ()))
-        if checked.shape != expected:
-            raise ValueError(
-                f"{self.name}: {source} has shape {checked.shape}, but must have shape {expected}, one task per "
-                f"row; the task space is {in_words(space)}."
-            )
-        if not batch_space(space, num_tasks).contains(checked):
-            outside = np.asarray(next(task for task in checked if not space.contains(task)))
-            raise ValueError(
-                f"{self.name}: {source} has the task {in_words(outside)}, which is not in the task space "
-                f"{in_words(space)}; choose one that is."
-            )
+        checked = _in_task_space(self.name, self.task_space, tasks, num_tasks, source)
         if problem := self.task_problem(checked):
             raise ValueError(f"{self.name}: {source}: {problem}")
         checked.flags.writeable = False
         return checked
+
+    def _given_tasks(self, options: dict[str, Any] | None) -> Array:
+        """Returns the tasks (N, D) that the options of `reset` set, or else those in force."""
+        options = options or {}
+        if unknown := sorted(options.keys() - {"task"}):
+            raise ValueError(f"{self.name}: reset has no option {unknown[0]!r}; its only option is 'task'.")
+        return self.checked_tasks(options["task"], self.num_envs) if "task" in options else self.tasks
 
     def _checked_seeds(self, seed: int | list[int] | None) -> Array:
         """Returns a seed for each environment, (N,): the given ones, or s, s + 1, ...; s is random if None."""
@@ -241,5 +274,10 @@ class VectorFamily(VectorEnv[Any, Any, Any]):
         if actions.shape != self.action_space.shape:
             raise ValueError(
                 f"{self.name}: actions have shape {actions.shape}, but must have {self.action_space.shape}."
+            )
+        of_numbers = isinstance(self.single_action_space, spaces.Box)
+        if not of_numbers and (actions.dtype.kind not in "biu" or not self.action_space.contains(actions)):
+            raise ValueError(
+                f"{self.name}: the actions {in_words(actions)} are not all in {self.single_action_space}."
             )
         return actions

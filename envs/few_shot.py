@@ -1,6 +1,7 @@
 """N-way K-shot classification of images: letters drawn here, Omniglot, and folders of the user's own."""
 
 import functools
+import logging
 import unicodedata
 from collections import Counter
 from itertools import combinations
@@ -11,13 +12,14 @@ import matplotlib
 import numpy as np
 from gymnasium import spaces
 from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageFont
+from PIL import Image, ImageFont, ImageOps
 
-from .family import Array, Floats
+from .family import Array, Floats, in_words
 from .native import TaskEnv
 from .supervised import SupervisedFamily
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_log = logging.getLogger(__name__)
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 # Height and width of letters and of Omniglot's characters.
 _SIZE = 28
 
@@ -57,6 +59,7 @@ class FewShotVectorEnv(SupervisedFamily):
     initial_noise = 2
 
     def __init__(self, images: Images, num_ways: int, num_envs: int = 1, **kwargs: Any):
+        images = _checked(images)
         num_tests = len(images.sizes) - images.num_training
         fewest = min(images.num_training, num_tests)
         if not 2 <= num_ways <= fewest:
@@ -183,7 +186,7 @@ class ImageFolderVectorEnv(FewShotVectorEnv):
     """Classes of images in a folder are told apart.
 
     Every folder below `train` or `test` that directly holds images is a class. Images are scaled to squares, and
-    all are kept in memory. miniImageNet's usual classes are in
+    all are kept in memory. What is transparent becomes white. miniImageNet's usual classes are in
     https://github.com/twitter-research/meta-learning-lstm (Ravi and Larochelle, 2017).
 
     Other arguments are those of `FewShotVectorEnv`.
@@ -212,6 +215,26 @@ class ImageFolderEnv(TaskEnv):
     """One image of a folder; see `ImageFolderVectorEnv`."""
 
     vector_class = ImageFolderVectorEnv
+
+
+def _checked(images: Images) -> Images:
+    """Refuses images whose sizes would give some to the wrong class."""
+    pixels, sizes = np.asarray(images.pixels), np.asarray(images.sizes)
+    if pixels.ndim != 4 or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"pixels has shape {pixels.shape} and type {pixels.dtype}, but must be (n, channels, height, width) "
+            "of uint8."
+        )
+    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or (sizes < 1).any() or sizes.sum() != len(pixels):
+        raise ValueError(
+            f"sizes is {in_words(sizes)}, but must be the number of images of each class, {len(pixels)} together."
+        )
+    if not 0 < images.num_training < len(sizes):
+        raise ValueError(
+            f"num_training is {images.num_training}, but must be between 1 and {len(sizes) - 1}: the classes are "
+            "for training and for tests."
+        )
+    return images._replace(pixels=pixels, sizes=sizes)
 
 
 def _joined(classes: list[Array], num_training: int) -> Images:
@@ -289,16 +312,31 @@ def _folder(root: Path, size: int, colour: bool) -> Images:
 def _classes(folder: Path, size: int, colour: bool) -> list[Array]:
     """The images of each folder that holds some, (n, channels, size, size) uint8, in the order of their names."""
     found: dict[Path, list[Path]] = {}
+    others = []
     for path in sorted(folder.rglob("*")):
-        is_image = path.suffix.lower() in _SUFFIXES and path.is_file() and not path.name.startswith(".")
-        if is_image and path.parent != folder:
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.suffix.lower() in _SUFFIXES and path.parent != folder:
             found.setdefault(path.parent, []).append(path)
+        else:
+            others.append(path)
+    if others:
+        _log.warning(
+            "In %s, files such as %s are not used (%d in all); images must be in folders of classes and end in %s",
+            *(folder, others[0].name, len(others), ", ".join(_SUFFIXES)),
+        )
     return [np.stack([_loaded(path, size, colour) for path in paths]) for paths in found.values()]
 
 
 def _loaded(path: Path, size: int, colour: bool) -> Array:
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)  # as photographed
+            if image.mode.startswith(("I", "F")):  # which Pillow cuts off above 255
+                raise ValueError(f"{path} has more than 8 bits for a pixel; save it with 8.")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             pixels = np.array(image.convert("RGB" if colour else "L").resize((size, size)))
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); repair or remove it.") from error

@@ -1,5 +1,6 @@
 """Meta-World's meta-learning benchmarks ML1, ML10 and ML45. They need the extra `metaworld`."""
 
+import copy
 import functools
 import pickle
 from typing import Any, ClassVar
@@ -15,8 +16,9 @@ try:
 except ImportError as error:
     raise ImportError("Meta-World is not installed; install it with `pip install 'maml_rl[metaworld]'`") from error
 
-from .family import Array
+from .family import Array, checked_task, in_words
 from .meta_world_fast import fast
+from .opengl import opengl_chosen
 
 # The longest vector that describes a first scene and its goal, and a bound of its numbers in metres and radians.
 _LONGEST, _BOUND = 6, 2.0
@@ -76,6 +78,8 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
 
     def __init__(self, task_name: str | None = None, benchmark_seed: int = 0, render_mode: str | None = None):
         self.render_mode = render_mode
+        # Each has a random generator of its own.
+        self.observation_space, self.action_space = copy.deepcopy((self.observation_space, self.action_space))
         self._arguments = (self.benchmark, task_name, benchmark_seed)
         if task_name is None:
             lists = getattr(metaworld.env_dict, f"{self.benchmark}_V3")
@@ -127,10 +131,17 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts an episode. The options {"task": task} set the task, (7,)."""
+        """Starts an episode. The options {"task": task} set the task, (7,).
+
+        Raises:
+            ValueError: If the manipulation has no such task.
+        """
         super().reset(seed=seed)
         if options and "task" in options:
-            self._set_task(np.asarray(options["task"]))
+            task = checked_task(self.benchmark, self.task_space, options["task"])
+            if problem := self.task_problem(task[None]):
+                raise ValueError(f"{self.benchmark}: {problem}")
+            self._set_task(task)
         elif self._inner is None:
             self._set_task(self.sample_tasks(1, np.random.default_rng(0))[0])
         observation, info = self._inner.reset()
@@ -142,8 +153,14 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
         if not isinstance(self._inner, kind):
             self.close()
             self._inner = fast(kind)(render_mode=self.render_mode, camera_name="corner2")
-        length = self._inner._random_reset_space.low.size
-        data = {"rand_vec": task[1 : 1 + length], "env_cls": kind, "partially_observable": True}
+        space = self._inner._random_reset_space
+        vector, padding = np.split(task[1:], [space.low.size])
+        if (vector < space.low).any() or (vector > space.high).any() or padding.any():
+            raise ValueError(
+                f"{self.benchmark}: the vector of {name} is {in_words(task[1:])}, but must be in "
+                f"{in_words(space)}, with zeros behind it."
+            )
+        data = {"rand_vec": vector, "env_cls": kind, "partially_observable": True}
         self._inner.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(data)))
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -158,7 +175,8 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
         viewer = self._inner.mujoco_renderer.viewer
         if viewer is not None:
             viewer.make_context_current()  # or it would draw with the meshes of another manipulation
-        picture: Array = self._inner.render()[::-1, ::-1]  # this camera hangs upside down
+        with opengl_chosen():
+            picture: Array = self._inner.render()[::-1, ::-1]  # this camera hangs upside down
         return picture
 
     def close(self) -> None:

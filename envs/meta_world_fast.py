@@ -21,6 +21,7 @@ from metaworld.utils import reward_utils
 from .family import Array
 
 _DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the gripper's orientation
+_MAX_DRAWS = 10  # of the vector that places objects and goal in a reset; two are usual
 _GAUSSIAN_SCALE = float(np.sqrt(-2 * np.log(0.1)))
 
 
@@ -147,6 +148,7 @@ class FastSawyer(SawyerXYZEnv):
     """
 
     _hand_moves = True
+    _draws = 0
 
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, *self._positions = _loaded(self.fullpath, self.width, self.height)
@@ -169,7 +171,7 @@ class FastSawyer(SawyerXYZEnv):
         Placing it once would not do: the first time decides where the second one finds bodies and sites.
         """
         self._own_positions()
-        self.curr_path_length, self._hand_moves = 0, False
+        self.curr_path_length, self._hand_moves, self._draws = 0, False, 0
         self.reset_model()
         self._hand_moves = True
         obs, info = super(SawyerXYZEnv, self).reset()
@@ -177,6 +179,13 @@ class FastSawyer(SawyerXYZEnv):
         obs[18:36] = self._prev_obs
         self._positions = [positions.copy() for positions in self._in_model]
         return obs, info
+
+    def _get_state_rand_vec(self) -> Any:
+        """As Meta-World, which repeats this until object and goal are apart. A task has only one vector."""
+        self._draws += 1
+        if self._freeze_rand_vec and self._draws > _MAX_DRAWS:
+            raise ValueError("the task's object and goal are too close to each other; choose another task.")
+        return super()._get_state_rand_vec()
 
     def _reset_hand(self, steps: int = 50) -> None:
         super()._reset_hand(steps if self._hand_moves else 0)

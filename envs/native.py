@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw
 
-from .family import Array, Bools, BrokenEnvironmentError, Floats, VectorFamily, in_words
+from .family import Array, Bools, BrokenEnvironmentError, Floats, VectorFamily, checked_task
 
 # The number of steps whose noise is drawn at once. It has no influence on the numbers drawn.
 _NOISE_BLOCK = 64
@@ -105,10 +105,7 @@ class TaskVectorEnv(VectorFamily):
                 are other options.
             BrokenEnvironmentError: If a function of the family returns another shape than it must.
         """
-        options = options or {}
-        if unknown := sorted(options.keys() - {"task"}):
-            raise ValueError(f"{self.name}: reset has no option {unknown[0]!r}; its only option is 'task'.")
-        tasks = self.checked_tasks(options["task"], self.num_envs) if "task" in options else self.tasks
+        tasks = self._given_tasks(options)
         if seed is not None or self._seeds is None:
             self._seeds = self._checked_seeds(seed)
             self._episodes = np.zeros(self.num_envs, dtype=np.int64)
@@ -229,7 +226,7 @@ class TaskEnv(gymnasium.Env[Any, Any]):
     """A single environment of a native family: its vector environment with N = 1, without the batch axis.
 
     A subclass names its family: `vector_class = MyFamilyVectorEnv`. Options and tasks are those of
-    `TaskVectorEnv`, with one task of shape (D,).
+    `TaskVectorEnv`, with one task of shape (D,). There too, the step after the end of an episode begins a new one.
     """
 
     vector_class: ClassVar[type[TaskVectorEnv]]
@@ -266,12 +263,7 @@ class TaskEnv(gymnasium.Env[Any, Any]):
         """Starts a new episode. The options {"task": task} set the task, (D,)."""
         super().reset(seed=seed)
         if options and "task" in options:
-            if np.shape(options["task"]) != (shape := self.task_space.shape or ()):
-                raise ValueError(
-                    f"{self._env.name}: options['task'] has shape {np.shape(options['task'])}, but must have "
-                    f"shape {shape}; the task space is {in_words(self.task_space)}."
-                )
-            options = {**options, "task": [options["task"]]}
+            options = {**options, "task": [checked_task(self._env.name, self.task_space, options["task"])]}
         observations, info = self._env.reset(seed=seed, options=options)
         return observations[0], info
 

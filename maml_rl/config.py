@@ -80,14 +80,14 @@ class Config:
     """Show policies observations minus their running mean, divided by their running standard deviation."""
 
     hidden_sizes: tuple[int, ...] = _method((64, 64))
-    """Widths of the policy's hidden layers."""
+    """Widths of the policy's hidden layers. For images, one number: the width of the last layer, or with `conv4`
+    the number of filters of each."""
     activation: Literal["tanh", "relu"] = _method("tanh")
     """Function of the hidden layers."""
     network: Literal["conv4"] | None = _method(None)
-    """For images, `conv4` is the network of few-shot classification, with as many filters as the last of
-    `hidden_sizes`. By default, images of batched families get a small CNN, and everything else an MLP.
-    Images of single environments are flattened."""
-    initial_std: float = _method(1.0, above=0)
+    """For images, `conv4` is the network of few-shot classification. By default, images of batched families get a
+    small CNN, and everything else an MLP. Images of single environments are flattened."""
+    initial_std: float = _method(1.0, at_least=1e-5)
     """Standard deviation of the Gaussian policy before training, in units of half the action range."""
     observe_task: bool = _method(False)
     """Append the task to the observation. With `num_steps 0` this is the oracle."""

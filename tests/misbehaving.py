@@ -20,6 +20,8 @@ ON_PURPOSE |= {
     "tests/Stubborn-v0",
     "tests/Careless-v0",
     "tests/Deaf-v0",
+    "tests/Forgetful-v0",
+    "tests/Greedy-v0",
     "tests/Hanging-v0",
     "tests/Interrupting-v0",
 }
@@ -475,6 +477,23 @@ class NewcomerEnv(gymnasium.Env):
         return self.observation_space.sample(), float(action * self.task), False, False, {}
 
 
+class ForgetfulEnv(TroubledEnv):
+    """Has its first task again at every reset that is not told another. Its `sample_tasks` returns a list."""
+
+    told = np.zeros(1)
+
+    def set_task(self, task):
+        self.told = np.array(task)
+
+    def reset(self, *, seed=None, options=None):
+        self.task, self.told = self.told, np.zeros(1)
+        return super().reset(seed=seed)
+
+    def sample_tasks(self, num_tasks, rng):
+        return rng.uniform(size=(num_tasks, 1)).tolist()
+
+
+gymnasium.register("tests/Forgetful-v0", entry_point="misbehaving:ForgetfulEnv", max_episode_steps=5)
 gymnasium.register("tests/Newcomer-v0", entry_point="misbehaving:NewcomerEnv", max_episode_steps=5)
 for _kind in ("integers", "negative"):
     gymnasium.register(

@@ -564,6 +564,53 @@ def test_an_environment_that_ignores_its_task_is_named():
     check_family("misbehaving:tests/Negative-v0")
 
 
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*:UserWarning")
+def test_an_environment_that_forgets_its_task_is_named():
+    with pytest.raises(
+        AssertionError, match=r"a reset without a task does not begin the same episode; keep the task"
+    ):
+        check_family("tests/Forgetful-v0")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "task", "sentence"),
+    [
+        ("maml_rl/CartPoleParams-v0", [-1.0, -5.0, np.nan], "not in the task space"),
+        ("maml_rl/CartPoleParams-v0", [1.0], r"has shape \(1,\), but must have shape \(3,\)"),
+        ("maml_rl/PendulumParams-v0", [10.0, 0.0, 0.0], "not in the task space"),
+        ("maml_rl/PendulumParams-v0", [[5.0, 1.0, 1.0]] * 2, r"has shape \(2, 3\), but must have shape \(3,\)"),
+    ],
+)
+def test_a_single_environment_refuses_what_is_no_task(env_id, task, sentence):
+    env = gymnasium.make(env_id)
+    with pytest.raises(ValueError, match=sentence):
+        env.reset(options={"task": task})
+
+
+@pytest.mark.parametrize("env_id", ["maml_rl/CartPoleParams-v0", "maml_rl/TabularMDP-v0"])
+def test_other_options_and_actions_are_refused(env_id):
+    env = make_vec(env_id, 2)
+    with pytest.raises(ValueError, match="reset has no option 'tasks'; its only option is 'task'"):
+        env.reset(options={"tasks": env.tasks})
+    env.reset(seed=0)
+    for actions in ([0, -1], [0, 9], [0.0, 1.0]):
+        with pytest.raises(ValueError, match=r"the actions .* are not all in Discrete"):
+            env.step(np.array(actions))
+    env.step(np.array([0, 1]))
+    env.close()
+
+
+def test_environments_share_no_random_generator():
+    for env_id in ("maml_rl/Navigation2D-v0", "maml_rl/Sinusoid-v0"):
+        one, other = gymnasium.make(env_id), gymnasium.make(env_id)
+        for space in ("action_space", "observation_space"):
+            getattr(one, space).seed(0)
+            expected = getattr(one, space).sample()
+            getattr(one, space).seed(0)
+            getattr(other, space).seed(1)
+            np.testing.assert_array_equal(getattr(one, space).sample(), expected)
+
+
 def test_the_number_of_rounds_does_not_change_an_evaluation():
     """Nor does the number of ranks, which changes the rounds."""
     config = Config(env_id="tests/SuccessOnce-v0", num_workers=0, num_rollouts=2, horizon=5)

@@ -75,11 +75,12 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def registry():
     """What a test registers is forgotten after it."""
+    from maml_rl.maml.outer import OPTIMISERS
     from maml_rl.methods import METHODS
 
-    registered, methods = dict(gymnasium.registry), dict(METHODS)
+    before = [(dict(now), now) for now in (gymnasium.registry, METHODS, OPTIMISERS)]
     yield
-    for kept, now in ((registered, gymnasium.registry), (methods, METHODS)):
+    for kept, now in before:
         now.clear()
         now.update(kept)
     sys.modules.pop("my_family", None)

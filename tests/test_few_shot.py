@@ -72,6 +72,29 @@ def test_only_readable_images_in_folders_of_classes_count(folders, tmp_path):
         make_vec("maml_rl/ImageFolder-v0", 1, root=str(folders), num_ways=3, colour="false")
 
 
+def test_images_are_read_as_people_see_them(folders, tmp_path, caplog):
+    root = shutil.copytree(folders, tmp_path / "images")
+    for name in ("a_transparent", "b_turned"):
+        (root / "train" / name).mkdir()
+    letter = np.zeros((12, 12, 4), np.uint8)  # a black square on nothing
+    letter[4:8, 4:8, 3] = 255
+    Image.fromarray(letter).save(root / "train/a_transparent/0.png")
+    turned, ramp = Image.Exif(), np.linspace(0, 255, 12).astype(np.uint8)[:, None].repeat(12, axis=1)
+    turned[0x0112] = 8  # by 90 degrees, against the clock
+    Image.fromarray(ramp).save(root / "train/b_turned/0.png", exif=turned)
+    (root / "train/b_turned/1.heic").write_bytes(b"of a telephone")
+    kwargs = {"num_ways": 3, "size": 12, "colour": False}
+    pixels = make_vec("maml_rl/ImageFolder-v0", 1, root=str(root), **kwargs).images.pixels
+    assert "files such as 1.heic are not used (1 in all); images must be in folders of classes" in caplog.text
+    assert np.unique(pixels[0]).tolist() == [0, 255]
+    np.testing.assert_array_equal(pixels[0, 0] == 0, letter[:, :, 3] == 255)
+    np.testing.assert_array_equal(pixels[1, 0], np.rot90(ramp))
+    deep = root.rename(tmp_path / "deep")  # images that were read stay in memory
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(deep / "train/b_turned/0.png")
+    with pytest.raises(ValueError, match="0.png has more than 8 bits for a pixel; save it with 8"):
+        make_vec("maml_rl/ImageFolder-v0", 1, root=str(deep), **kwargs)
+
+
 def conv4(num_filters=3, num_ways=4, seed=0):
     policy = Conv4(SHAPE, num_filters, CategoricalHead(num_filters, num_ways)).double()
     initialise(policy, torch.Generator().manual_seed(seed))
@@ -164,6 +187,17 @@ def test_what_cannot_be_an_episode_is_refused():
         env.examples(tasks, 30, rng)
     with pytest.raises(ValueError, match=r"the task \[1 2 1\] has a class twice; choose different classes"):
         env.reset(options={"task": np.array([[1, 2, 1]])})
+    pixels, sizes, _ = numbered()
+    for wrong in (
+        {"pixels": pixels / 255},
+        {"pixels": pixels[0]},
+        {"sizes": sizes + 1},
+        {"sizes": sizes / 1},
+        {"num_training": 0},
+        {"num_training": len(sizes)},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} (has|is) .*, but must be"):
+            FewShotVectorEnv(numbered()._replace(**wrong), 2, 1)
     for num_ways in (1, 4):
         with pytest.raises(ValueError, match=f"num_ways is {num_ways}, but must be between 2 and 3"):
             FewShotVectorEnv(numbered(), num_ways, 1)

@@ -18,13 +18,14 @@ from torch.utils._pytree import tree_map
 import maml_rl
 from maml_rl import Config, UserError
 from maml_rl.maml.inner import adapt
-from maml_rl.meta_policy import MetaPolicy, _GivenEnv
+from maml_rl.meta_policy import MetaPolicy
 from maml_rl.methods import method_of
 from maml_rl.policies import flatten
 from maml_rl.rl2 import as_trials
 from maml_rl.runs.evaluation import lr_factors
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.families import make_env
+from maml_rl.sampling.given_env import GivenEnv
 
 RL2 = {"rl2_episodes": 2, "num_steps": 0, "outer": "ppo", "hidden_sizes": (8,)}
 
@@ -329,6 +330,32 @@ def test_one_policy_is_not_adapted_to_several_tasks():
         untrained("maml_rl/Navigation2D-v0").adapt(env)
     env.reset(options={"task": [[0.5, 0.5], [0.5, 0.5]]})
     untrained("maml_rl/Navigation2D-v0").adapt(env)
+    singles = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("maml_rl/Navigation2D-v0")] * 2)
+    singles.reset()
+    untrained("maml_rl/Navigation2D-v0").adapt(singles)
+    singles.envs[0].reset(options={"task": [-0.4, 0.4]})
+    with pytest.raises(UserError, match="The environments have different tasks, but a policy adapts to one"):
+        untrained("maml_rl/Navigation2D-v0").adapt(singles)
+
+
+@pytest.mark.parametrize("num_envs", [None, 4])
+def test_rollouts_whose_simulation_broke_down_are_counted(num_envs, monkeypatch):
+    monkeypatch.setattr(Navigation2DVectorEnv, "broken", lambda self, state, task: np.abs(state[:, 0]) > 0.15)
+    name = "maml_rl/Navigation2D-v0"
+    env = gymnasium.make(name) if num_envs is None else gymnasium.make_vec(name, num_envs)
+    with pytest.raises(UserError, match=r"The simulation broke down in \d of 4 rollouts"):
+        untrained(name, horizon=40, num_rollouts=4).adapt(env, seed=0)
+
+
+@pytest.mark.parametrize("reward", [np.nan, [1.0, 2.0], "much"])
+def test_a_memory_is_not_told_what_is_no_reward(reward):
+    env = gymnasium.make("maml_rl/Navigation2D-v0")
+    adapted = untrained("maml_rl/Navigation2D-v0", **RL2).adapt(env, seed=0)
+    observation, _ = env.reset()
+    adapted(observation)
+    with pytest.raises(UserError, match="reward"):
+        adapted(observation, reward=reward, ended=False)
+    assert np.isfinite(adapted(observation, reward=0.0, ended=False)).all()
 
 
 def test_an_observation_that_is_none_is_refused():
@@ -400,7 +427,7 @@ def test_the_end_of_a_shorter_horizon_is_an_end():
     """RL² is told so, whatever limit the environment itself has."""
     meta = untrained("maml_rl/Navigation2D-v0", **RL2)  # a horizon of 6, where the family has 100
     env = gymnasium.make("maml_rl/Navigation2D-v0")
-    given = _GivenEnv(env, make_env(meta.config, 1))
+    given = GivenEnv(env, make_env(meta.config, 1))
     theta, seeds = flatten(meta.policy), np.random.SeedSequence(0)
     first, second = phases(given, meta.policy, theta, np.zeros((1, 0)), [1.0], meta.config, seeds)
     assert first.mask.all()

@@ -2,6 +2,7 @@
 
 import pickle
 
+import gymnasium
 import metaworld
 import metaworld_protocol
 import mujoco
@@ -89,6 +90,19 @@ def test_steps_as_meta_world_does(push):
 def test_what_is_no_task_is_refused(push, task):
     with pytest.raises(ValueError, match="choose"):
         push.reset(options={"task": [task, task]})
+
+
+def test_tasks_that_a_manipulation_does_not_have_are_refused():
+    """Meta-World itself would look for a better goal forever, and takes -1 for its last manipulation."""
+    env = gymnasium.make("maml_rl/ML1-v0")
+    for vector in (np.zeros(6), [0.0, 0.1, 0.6, 0.02, 0.1, 0.6]):
+        with pytest.raises(ValueError, match="the vector of reach-v3 is .*, but must be in Box"):
+            env.reset(options={"task": [0.0, *vector]})
+    with pytest.raises(ValueError, match="choose a whole number"):
+        gymnasium.make("maml_rl/ML10-v0").reset(options={"task": [2.9, *np.zeros(6)]})
+    push = gymnasium.make("maml_rl/ML1-v0", task_name="push-v3")
+    with pytest.raises(ValueError, match="object and goal are too close to each other"):
+        push.reset(options={"task": [0.0, 0.1, 0.7, 0.02, 0.1, 0.8, 0.01]})
 
 
 def test_ml10_tests_on_manipulations_that_training_never_sees():

@@ -243,6 +243,13 @@ def test_spaces_that_policies_do_not_support_are_refused():
         make_policy(spaces.Box(0, 1, (4, 4)), spaces.Discrete(2), Config(), torch.Generator())
     with pytest.raises(UserError, match="no ready-made policy for the action space MultiDiscrete.* policy=..."):
         make_policy(spaces.Box(0, 1, (4,)), spaces.MultiDiscrete([2, 3]), Config(), torch.Generator())
+    with pytest.raises(UserError, match="the ready-made networks for images take one number; choose one, or pass"):
+        make_policy(
+            spaces.Box(0, 255, (3, 20, 20), np.uint8),
+            spaces.Discrete(2),
+            Config(hidden_sizes=(8, 8)),
+            torch.Generator(),
+        )
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,15 @@ def test_a_loaded_run_adapts_to_examples(tmp_path):
         run.adapt((x * np.nan, y))
     with pytest.raises(UserError, match="num_rollouts is 7, but every step uses all examples"):
         run.adapt((x, y), num_rollouts=7)
+    with pytest.raises(UserError, match="is not finite, or not in its space"):
+        adapted([[np.nan]])
+    with pytest.raises(UserError, match=r"An observation has shape \(\), but must be in Box"):
+        adapted(3.0)
+    with pytest.raises(UserError, match="The examples are not arrays"):
+        run.adapt(([[1.0], [2.0, 3.0]], y[:2]))
+    for wrong in (x.astype(str), x + 1j, x.astype(object)):
+        with pytest.raises(UserError, match="inputs of examples are of type .*, but must be real numbers"):
+            run.adapt((wrong, y))
     for several in ((x,), (x, y, y), (x[:0], y[:0])):
         with pytest.raises(UserError, match="must be a pair of inputs and targets, with at least one of each"):
             run.adapt(several)

@@ -40,6 +40,11 @@ def make_policy(
             "There is no ready-made policy for images with observe_task or context_size; leave these options out, "
             f"or {_OWN}."
         )
+    if image and len(config.hidden_sizes) != 1 and config.changed("hidden_sizes"):
+        raise UserError(
+            f"hidden_sizes is {config.hidden_sizes}, but the ready-made networks for images take one number; "
+            f"choose one, or {_OWN}."
+        )
     if config.network == "conv4" and not image:
         raise UserError(
             f"network is 'conv4', but the observation space {observation_space} is not an image Box (channels, "

@@ -56,7 +56,7 @@ def as_tensors(
         shape: M and K, by default those of the inputs.
 
     Raises:
-        UserError: If their shapes are not those of the family's spaces, or they are not finite.
+        UserError: If their shapes are not those of the family's spaces, or they are not finite numbers.
     """
     x, y = np.asarray(inputs), np.asarray(targets)
     shape = x.shape[:2] if shape is None else shape
@@ -70,6 +70,8 @@ def as_tensors(
                 f"The {name} of {of} have shape {values.shape[first:]}, but must have {expected[first:]}: a value "
                 f"of {in_words(space)} for each example."
             )
+        if values.dtype.kind not in "biuf":
+            raise UserError(f"The {name} of examples are of type {values.dtype}, but must be real numbers.")
         wanted, found = (np.issubdtype(kind, np.integer) for kind in (space.dtype, values.dtype))
         if wanted and not found:
             raise UserError(
