@@ -150,16 +150,19 @@ class MetaWorldEnv(gymnasium.Env[Array, Array]):
     def _set_task(self, task: Array) -> None:
         name = list(self._classes)[int(task[0])]
         kind = self._classes[name]
-        if not isinstance(self._inner, kind):
-            self.close()
-            self._inner = fast(kind)(render_mode=self.render_mode, camera_name="corner2")
-        space = self._inner._random_reset_space
+        inner = self._inner
+        if not isinstance(inner, kind):
+            inner = fast(kind)(render_mode=self.render_mode, camera_name="corner2")
+        space = inner._random_reset_space
         vector, padding = np.split(task[1:], [space.low.size])
         if (vector < space.low).any() or (vector > space.high).any() or padding.any():
             raise ValueError(
                 f"{self.benchmark}: the vector of {name} is {in_words(task[1:])}, but must be in "
                 f"{in_words(space)}, with zeros behind it."
             )
+        if inner is not self._inner:
+            self.close()
+            self._inner = inner
         data = {"rand_vec": vector, "env_cls": kind, "partially_observable": True}
         self._inner.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(data)))
 

@@ -98,8 +98,13 @@ def test_tasks_that_a_manipulation_does_not_have_are_refused():
     for vector in (np.zeros(6), [0.0, 0.1, 0.6, 0.02, 0.1, 0.6]):
         with pytest.raises(ValueError, match="the vector of reach-v3 is .*, but must be in Box"):
             env.reset(options={"task": [0.0, *vector]})
+    ten = gymnasium.make("maml_rl/ML10-v0")
+    ten.reset()
     with pytest.raises(ValueError, match="choose a whole number"):
-        gymnasium.make("maml_rl/ML10-v0").reset(options={"task": [2.9, *np.zeros(6)]})
+        ten.reset(options={"task": [2.9, *np.zeros(6)]})
+    with pytest.raises(ValueError, match="the vector of .* is .*, but must be in Box"):
+        ten.reset(options={"task": [3.0, *np.zeros(6)]})
+    ten.step(np.zeros(4, np.float32))  # of the task before
     push = gymnasium.make("maml_rl/ML1-v0", task_name="push-v3")
     with pytest.raises(ValueError, match="object and goal are too close to each other"):
         push.reset(options={"task": [0.0, 0.1, 0.7, 0.02, 0.1, 0.8, 0.01]})
