@@ -100,16 +100,7 @@ def trpo_step(
     """
     *before_each, query = batches
     supports = tuple(before_each)
-    num_tasks = ranks.all_tasks(len(query.mask), config)
-    chunks = linearise_chunks(policy, theta, supports, query, config)
-    value, gradient = meta_gradient(chunks, num_tasks, config.threads)
-    before, gradient = with_exploration(value.item(), gradient, policy, theta, supports, query, config)
-    size = gradient.norm().item()
-    if not (math.isfinite(before) and math.isfinite(size)):
-        raise UserError(
-            f"The surrogate is {before:g} and its gradient's norm {size:g}, so no outer step can be taken; lower "
-            "inner_lr."
-        )
+    before, size, step, image = natural_gradient_step(policy, theta, supports, query, config)
     metrics = {
         "surrogate_before": before,
         "surrogate_after": before,
@@ -118,11 +109,6 @@ def trpo_step(
         "gradient_norm": size,
         "accepted": 0.0,
     }
-    step, image = conjugate_gradient(
-        lambda v: kl_product(chunks, v.to(theta), num_tasks, config.threads) + config.cg_damping * v,
-        -gradient,
-        config.cg_iterations,
-    )
     curvature = (step @ image).item()
     if not (0 < curvature < float("inf")):
         return theta, optimiser_state, metrics
@@ -135,6 +121,36 @@ def trpo_step(
             return candidate, optimiser_state, metrics | {"surrogate_after": after, "kl": kl, "accepted": 1.0}
         step = 0.8 * step
     return theta, optimiser_state, metrics
+
+
+def natural_gradient_step(
+    policy: nn.Module, theta: Tensor, supports: tuple[Rollouts, ...], query: Rollouts, config: Config
+) -> tuple[float, float, Tensor, Tensor]:
+    """The surrogate at θ, the norm of its gradient g, and x with A x = -g, where A is the KL's damped Hessian.
+
+    What the products with A keep is most of the memory of an outer step. It is free again before the line search.
+
+    Returns:
+        The surrogate, the norm, x and A x, both (P,).
+
+    Raises:
+        UserError: If the surrogate or its gradient is not finite.
+    """
+    num_tasks = ranks.all_tasks(len(query.mask), config)
+    chunks = linearise_chunks(policy, theta, supports, query, config)
+    value, gradient = meta_gradient(chunks, num_tasks, config.threads)
+    surrogate, gradient = with_exploration(value.item(), gradient, policy, theta, supports, query, config)
+    size = gradient.norm().item()
+    if not (math.isfinite(surrogate) and math.isfinite(size)):
+        raise UserError(
+            f"The surrogate is {surrogate:g} and its gradient's norm {size:g}, so no outer step can be taken; "
+            "lower inner_lr."
+        )
+
+    def product(v: Tensor) -> Tensor:
+        return kl_product(chunks, v.to(theta), num_tasks, config.threads) + config.cg_damping * v
+
+    return surrogate, size, *conjugate_gradient(product, -gradient, config.cg_iterations)
 
 
 def with_exploration(
