@@ -295,13 +295,13 @@ class MixedEnv(gymnasium.Env):
     }
 
     def __init__(self, kind="dict", render_mode=None):
-        self.observation_space = copy.deepcopy(self.observation_spaces[kind])
+        self.observation_space, self.task = copy.deepcopy(self.observation_spaces[kind]), np.ones(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
-        self.task = (options or {}).get("task", np.ones(2))
+        self.task = (options or {}).get("task", self.task)
         return self.observation_space.sample(), {}
 
     def step(self, action):
