@@ -83,12 +83,22 @@ def _check_tasks(env_id: str, env: VectorFamily) -> None:
             raise AssertionError(f"{env_id}: tasks that are {what} are not refused.")
 
 
+def _two_tasks(env: VectorFamily) -> tuple[Any, Any]:
+    """The first and the last of a hundred tasks in order, which differ as much as any."""
+    some = np.unique(env.sample_tasks(100, np.random.default_rng(4)), axis=0)
+    return some[0], some[-1]
+
+
+def _make_single(env_id: str, env: VectorFamily) -> gymnasium.Env[Any, Any]:
+    """Makes a single environment with observations and a horizon like those of the vector environment."""
+    make = gymnasium.make if isinstance(env, TaskVectorEnv) else make_flat
+    return make(env_id, max_episode_steps=env.max_episode_steps)
+
+
 def _check_task_stays(env_id: str, env: VectorFamily) -> None:
     """Checks that resets without a task keep that of a single environment, as `load(run_dir).adapt(env)` needs."""
-    some = np.unique(env.sample_tasks(100, np.random.default_rng(4)), axis=0)
-    make = gymnasium.make if isinstance(env, TaskVectorEnv) else make_flat
-    single = make(env_id, max_episode_steps=env.max_episode_steps)
-    for task in (some[0], some[-1]):
+    single = _make_single(env_id, env)
+    for task in _two_tasks(env):
         episodes = []
         for given in (True, False):
             observation, _ = reset_with_task(single, task, seed=7) if given else single.reset(seed=7)
@@ -109,16 +119,15 @@ def _check_task_stays(env_id: str, env: VectorFamily) -> None:
 
 def _check_tasks_differ(env_id: str, env: VectorFamily, num_steps: int) -> None:
     """Warns if two different tasks give the same observations and rewards for the same seeds and actions."""
-    some = np.unique(env.sample_tasks(100, np.random.default_rng(4)), axis=0)
-    histories = []
-    for task in (some[0], some[-1]):
+    some, histories = _two_tasks(env), []
+    for task in some:
         env.action_space.seed(0)
         observations, _ = env.reset(seed=5, options={"task": np.repeat(task[None], env.num_envs, axis=0)})
         steps = [env.step(env.action_space.sample())[:2] for _ in range(num_steps)]
         histories.append([observations, *(array for step in steps for array in step)])
     if all(map(np.array_equal, *histories)):
         warnings.warn(
-            f"{env_id}: the tasks {in_words(some[0])} and {in_words(some[-1])} give the same observations and "
+            f"{env_id}: the tasks {in_words(some[0])} and {in_words(some[1])} give the same observations and "
             f"rewards for {num_steps} steps; make sure that the environment uses its task.",
             stacklevel=3,
         )
@@ -162,8 +171,7 @@ def _check_steps(env_id: str, env: VectorFamily, num_steps: int) -> None:
 def _check_equals_single(env_id: str, env: VectorFamily, num_steps: int) -> None:
     """Checks that N environments do the same as N single ones with the same seeds and tasks."""
     tasks = env.sample_tasks(env.num_envs, np.random.default_rng(3))
-    make = gymnasium.make if isinstance(env, TaskVectorEnv) else make_flat
-    singles = [make(env_id, max_episode_steps=env.max_episode_steps) for _ in tasks]
+    singles = [_make_single(env_id, env) for _ in tasks]
     observations, _ = env.reset(seed=11, options={"task": tasks})
     for i, single in enumerate(singles):
         first, _ = reset_with_task(single, tasks[i], seed=11 + i)

@@ -59,32 +59,29 @@ def checked_task(name: str, space: spaces.Space[Any], task: Any) -> Array:
     Raises:
         ValueError: If it is not in the task space.
     """
-    shape = space.shape or ()
-    if np.shape(task) != shape:
-        raise ValueError(
-            f"{name}: options['task'] has shape {np.shape(task)}, but must have shape {shape}; the task space is "
-            f"{in_words(space)}."
-        )
-    return np.asarray(_in_task_space(name, space, [task], 1, "options['task']")[0])
+    return _in_task_space(name, space, task, None, "options['task']")
 
 
-def _in_task_space(name: str, space: spaces.Space[Any], tasks: Any, num_tasks: int, source: str) -> Array:
-    """Converts tasks to an array of the task space's type, (n, D); see `VectorFamily.checked_tasks`."""
+def _in_task_space(name: str, space: spaces.Space[Any], tasks: Any, num_tasks: int | None, source: str) -> Array:
+    """Converts n tasks, (n, D), or a single one, (D,), where n is None; see `VectorFamily.checked_tasks`."""
+    whole, each = (space, "") if num_tasks is None else (batch_space(space, num_tasks), ", one task per row")
     try:
         checked = converted(np.array(tasks), np.dtype(space.dtype))  # a copy, which the caller cannot change
     except (TypeError, ValueError) as error:
+        what = "a task" if num_tasks is None else "an array of tasks"
         raise ValueError(
-            f"{name}: {source} is not an array of {space.dtype} numbers; it must be an array of tasks of the task "
-            f"space {in_words(space)}, one per row."
+            f"{name}: {source} is not an array of {space.dtype} numbers; it must be {what} of the task space "
+            f"{in_words(space)}{each}."
         ) from error
-    expected = (num_tasks, *(space.shape or ()))
+    expected = whole.shape or ()
     if checked.shape != expected:
         raise ValueError(
-            f"{name}: {source} has shape {checked.shape}, but must have shape {expected}, one task per row; the "
-            f"task space is {in_words(space)}."
+            f"{name}: {source} has shape {checked.shape}, but must have shape {expected}{each}; the task space is "
+            f"{in_words(space)}."
         )
-    if not batch_space(space, num_tasks).contains(checked):
-        outside = np.asarray(next(task for task in checked if not space.contains(task)))
+    if not whole.contains(checked):
+        rows = checked.reshape(-1, *(space.shape or ()))
+        outside = np.asarray(next(task for task in rows if not space.contains(task)))
         raise ValueError(
             f"{name}: {source} has the task {in_words(outside)}, which is not in the task space "
             f"{in_words(space)}; choose one that is."
