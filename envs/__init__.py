@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from .few_shot import FewShotVectorEnv, Images
     from .making import make_vec
     from .native import TaskEnv, TaskVectorEnv
-    from .supervised import SupervisedFamily
+    from .supervised import ExamplesError, SupervisedFamily
 
 __all__ = [
     "AdaptedVectorEnv",
     "BrokenEnvironmentError",
+    "ExamplesError",
     "FewShotVectorEnv",
     "Images",
     "SupervisedFamily",
@@ -42,7 +43,7 @@ _NAMES = {
     "family": ("BrokenEnvironmentError", "VectorFamily", "in_words", "num_cores"),
     "making": ("make_vec",),
     "native": ("TaskEnv", "TaskVectorEnv"),
-    "supervised": ("SupervisedFamily",),
+    "supervised": ("ExamplesError", "SupervisedFamily"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

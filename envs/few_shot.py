@@ -16,7 +16,7 @@ from PIL import Image, ImageFont, ImageOps
 
 from .family import Array, Floats, in_words
 from .native import TaskEnv
-from .supervised import SupervisedFamily
+from .supervised import ExamplesError, SupervisedFamily
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -107,17 +107,17 @@ class FewShotVectorEnv(SupervisedFamily):
         """Draws different images, as many of each class in each half of them; see `SupervisedFamily.examples`.
 
         Raises:
-            ValueError: If `num_examples` is no multiple of 2N, or a class has too few images.
+            ExamplesError: If `num_examples` is no multiple of 2N, or a class has too few images.
         """
         per_class, rest = divmod(num_examples, 2 * self.num_ways)
         if rest:
-            raise ValueError(
+            raise ExamplesError(
                 f"{self.name}: a task has {num_examples // 2} examples, but must have a multiple of num_ways = "
                 f"{self.num_ways}: as many of each class. Correct num_rollouts or eval_num_rollouts."
             )
         sizes = self.images.sizes[tasks]
         if sizes.min() < 2 * per_class:
-            raise ValueError(
+            raise ExamplesError(
                 f"{self.name}: {2 * per_class} images of each class are needed, to adapt to and to be measured "
                 f"on, but a class has only {sizes.min()}; lower num_rollouts or eval_num_rollouts."
             )

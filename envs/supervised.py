@@ -4,8 +4,12 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image, ImageDraw
 
-from .family import Array, Floats, in_words
+from .family import Array, BrokenEnvironmentError, Floats, in_words
 from .native import TaskEnv, TaskVectorEnv
+
+
+class ExamplesError(ValueError):
+    """A family cannot draw the examples that were asked for. The message says what to ask for."""
 
 
 class SupervisedFamily(TaskVectorEnv):
@@ -54,6 +58,9 @@ class SupervisedFamily(TaskVectorEnv):
 
         Returns:
             Inputs (M, N, ...), and targets (M, N, A), or (M, N) if discrete.
+
+        Raises:
+            ExamplesError: If the family has no such examples.
         """
         noise = rng.random((len(tasks) * num_examples, self.initial_noise))
         inputs, targets = self.example(np.repeat(tasks, num_examples, axis=0), noise)
@@ -63,6 +70,18 @@ class SupervisedFamily(TaskVectorEnv):
     def initial_state(self, task: Array, noise: Floats) -> Array:
         """Returns examples as rows: the numbers of the input, then those of the target."""
         inputs, targets = self.example(task, noise)
+        actions = self.single_action_space
+        for name, values, space in (
+            ("inputs", inputs, self.single_observation_space),
+            ("targets", targets, actions),
+        ):
+            self._of_shape(f"example (its {name})", values, (len(task), *(space.shape or ())))
+        if isinstance(actions, spaces.Discrete):
+            classes = np.arange(actions.start, actions.start + actions.n)
+            if not np.isin(targets, classes).all():
+                raise BrokenEnvironmentError(
+                    f"{self.name}: example returned targets that are not all classes of {actions}; fix the family."
+                )
         return np.concatenate([inputs.reshape(len(task), -1), targets.reshape(len(task), -1)], axis=1)
 
     def transition(self, state: Array, action: Array, task: Array, noise: Floats) -> Array:

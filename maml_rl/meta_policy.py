@@ -62,6 +62,8 @@ class MetaPolicy:
     def __init__(self, config: Config, policy: nn.Module):
         self.config, self.policy = config, policy
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def adapt(
         self,
         env: AnyEnv | tuple[npt.ArrayLike, npt.ArrayLike],
@@ -109,16 +111,17 @@ class MetaPolicy:
         collecting, acting = seeds.spawn(2)
         given.seeded = seed is not None
         factors, theta = lr_factors(config, num_steps), flatten(self.policy)
+        policy = copy.deepcopy(self.policy)  # adapting changes the module for moments, which other threads may see
         phases: Iterable[Rollouts]
         if isinstance(env, tuple):
             inputs, targets = as_tensors(family, *_of_one_task(env))
-            phases = [predict(method.adapted(self.policy, theta, [], []), inputs, targets)] * num_steps
+            phases = [predict(method.adapted(policy, theta, [], []), inputs, targets)] * num_steps
         else:
-            phases = method.collect(given, self.policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
+            phases = method.collect(given, policy, theta, given.tasks[:1], num_rollouts, collecting, factors)
         batches = list(islice(phases, num_steps))
         for batch in batches:
             require_simulations(int(batch.failed.sum()), batch.failed.numel(), config)
-        actor = method.adapted(self.policy, theta, batches, factors)
+        actor = method.adapted(policy, theta, batches, factors)
         return AdaptedPolicy(actor, given, torch_generator(acting))
 
 

@@ -147,10 +147,10 @@ class Run:
         self._events, self._progress, self._device = events, progress, device
         self._started = self._collected = time.perf_counter()
 
-    @property
-    def theta(self) -> Tensor:
-        """θ on the learner's device, (P,)."""
-        return self.state.theta.to(self._device)
+    def parameters(self) -> tuple[Tensor, dict[str, Any]]:
+        """Returns copies of θ, (P,), on the learner's device, and of the optimiser's state."""
+        state = tree_map_only(Tensor, torch.clone, self.state.optimiser_state)
+        return self.state.theta.to(self._device, copy=True), state
 
     def evaluate_untrained(self) -> None:
         """Evaluates the policy before training: the first point of the curves."""
@@ -191,7 +191,10 @@ class Run:
         updated = time.perf_counter()
         config, before = self._config, self.state
         require_update(self._method.name, before.theta, theta, optimiser_state, metrics)
-        theta, optimiser_state = tree_map_only(Tensor, Tensor.cpu, (theta, optimiser_state))
+        # Copies, because the next update may work in place and be interrupted.
+        theta, optimiser_state = tree_map_only(
+            Tensor, lambda x: x.detach().to("cpu", copy=True), (theta, optimiser_state)
+        )
         if not torch.isfinite(theta).all():
             lower = ("max_kl" if config.outer == "trpo" else "outer_lr") + " or inner_lr" * bool(config.num_steps)
             saved = " The checkpoint is from the iteration before." if before.iteration else ""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from . import ranks
@@ -29,6 +30,8 @@ class Trained(NamedTuple):
     history: History
 
 
+@torch.inference_mode(False)  # whatever the caller has set
+@torch.enable_grad()
 def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[Callback] = ()) -> Trained:
     """Meta-trains a policy and evaluates it on held-out tasks.
 
@@ -53,7 +56,7 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
     import_family(config.env_id)  # a module may register a method, too
     method = method_of(config)
     with ranks.joined(config), open_run(config, method, policy, callbacks) as run:
-        theta, optimiser_state = run.theta, run.state.optimiser_state
+        theta, optimiser_state = run.parameters()
         for iteration in range(run.state.iteration, config.iterations):
             tasks = sample_tasks(run.env, config.num_tasks, numpy_generator(config.seed, "tasks", iteration))
             tasks, seeds = own_share(tasks, stream(config.seed, "rollouts", iteration))

@@ -63,6 +63,20 @@ def test_baseline_is_per_task_and_ignores_masked_steps():
     )
 
 
+def test_a_baseline_does_not_fit_the_returns_of_a_few_steps():
+    """With 20 features and 20 steps, it would be equal to the returns, and no advantage would be left."""
+    g = torch.Generator().manual_seed(0)
+    observations = torch.randn(2, 20, 4, 8, generator=g, dtype=torch.float64)
+    returns, mask = torch.randn(2, 20, 4, generator=g, dtype=torch.float64), torch.ones(2, 20, 4, dtype=torch.bool)
+    mask[0, :, 1:] = False  # the first task has 20 steps, and the second one has 80
+    returns *= mask
+    values = fit_values(observations, returns, mask)
+    of_time = fit_values(observations[..., :0], returns, mask)
+    torch.testing.assert_close(values[0], of_time[0])
+    assert (values[1] - of_time[1]).abs().max() > 0.1
+    torch.testing.assert_close(values[0, :, 0], returns[0, :, 0].mean().expand(20), rtol=1e-4, atol=1e-4)
+
+
 def test_baseline_survives_singular_features():
     rollouts = random_rollouts("normal", horizon=1)
     ones = torch.ones_like(rollouts.observations)

@@ -17,6 +17,7 @@ from test_inner import finite_differences, step, task
 from test_outer import gradient, mean_over_tasks
 from torch import nn
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import maml_rl
 from maml_rl import Config, UserError
@@ -37,6 +38,7 @@ from maml_rl.policies import (
 from maml_rl.policies.batched import as_made, per_task
 from maml_rl.policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS
 from maml_rl.policies.ready_made import make_policy as ready_made
+from maml_rl.policies.ready_made import require_fit
 from maml_rl.runs.folder import new_policy
 
 PIXELS = "maml_rl/PixelNavigation2D-v0"
@@ -318,6 +320,7 @@ CHANGES = {
     "shared weights": share,
     "shared layer": lambda policy: policy.body.__setitem__(4, policy.body[2]),
     "fixed deviation": lambda policy: as_buffer(policy.head, "log_std"),
+    "patched forward": lambda policy: setattr(policy.head, "forward", lambda x: Normal(*[x[..., :2] * 0 + 5] * 2)),
     "fixed context": lambda policy: as_buffer(policy, "context"),
     "deeper head": lambda policy: setattr(policy.head, "mean", nn.Sequential(policy.body[2], policy.head.mean)),
 }
@@ -448,6 +451,64 @@ class Branches(MLP):
 class Dropped(MLP):
     def forward(self, observations):
         return super().forward(torch.nn.functional.dropout(observations))
+
+
+class Counts(MLP):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, observations):
+        self.calls = self.calls + 1
+        return super().forward(observations)
+
+
+class Attention(MLP):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.attention = nn.MultiheadAttention(2, 1, batch_first=True)
+        initialise(self, torch.Generator().manual_seed(0))
+
+    def forward(self, observations):
+        pairs = torch.stack([observations, 2 * observations], dim=-2)
+        return super().forward(self.attention(pairs, pairs, pairs, need_weights=False)[0].mean(-2))
+
+
+def weight_normed():
+    policy = MLP(2, (8,), GaussianHead(8, 2, 1.0))
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(policy.body[0])
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Counts(2, (8,), GaussianHead(8, 2, 1.0)), "changes its buffer 'calls' in forward"),
+        (lambda: Attention(2, (8,), GaussianHead(8, 2, 1.0)), "no second derivatives .*inside .*sdpa_kernel"),
+        (weight_normed, "cannot be copied .* take torch.nn.utils.parametrizations.weight_norm"),
+    ],
+)
+def test_what_would_fail_in_the_middle_of_training_is_refused(make, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        maml_rl.train(Config(run_dir=tmp_path / "run"), policy=make())
+    assert not list(tmp_path.iterdir())
+
+
+def test_attention_trains_with_the_kernel_that_the_message_names(tmp_path):
+    config = config_of(tmp_path / "run", env_id="maml_rl/Navigation2D-v0", num_workers=0, chunk_tasks=1)
+    own = Attention(2, (8,), GaussianHead(8, 2, 1.0))
+    with sdpa_kernel(SDPBackend.MATH):
+        trained = maml_rl.train(config, policy=own).policy
+    assert not torch.equal(flatten(trained), flatten(own))
+
+
+def test_actions_that_do_not_exist_must_be_ruled_out():
+    space, logits = spaces.MultiDiscrete([3, 2]), torch.zeros(5, 2, 3)
+    with pytest.raises(UserError, match="may choose actions that .* set the logits .* to -1e9"):
+        require_fit(MultiCategorical(logits), space)
+    logits[:, 1, 2] = -1e9
+    require_fit(MultiCategorical(logits), space)
 
 
 @pytest.mark.parametrize("own", [Branches, Dropped])

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import maml_rl
 from maml_rl import Config, UserError, methods
+from maml_rl.maml.inner import ESTIMATORS
 from maml_rl.maml.method import MAML
 from maml_rl.methods import curve_name, method_of
 from maml_rl.policies import flatten
@@ -125,6 +126,14 @@ def test_results_that_cannot_be_used_or_saved_are_refused(change, sentence, tmp_
     with pytest.raises(UserError, match=f"The method 'own' returned from update .*{sentence}"):
         maml_rl.train(config)
     assert not (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_an_estimator_must_weigh_every_step(tmp_path, monkeypatch):
+    """A single number would cancel, because advantages have mean 0, and adaptation would do nothing."""
+    monkeypatch.setitem(ESTIMATORS, "mean", lambda log_probs, old, config: (log_probs - old).exp().mean())
+    config = Config(run_dir=tmp_path / "run", estimator="mean", num_tasks=2, num_rollouts=3, num_workers=0)
+    with pytest.raises(UserError, match=r"'mean' returned a tensor of shape \(\), .* \(K, H\) = \(3, 100\)"):
+        maml_rl.train(config)
 
 
 def test_the_oracle_sees_the_task(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import O, make_policy, random_examples, scalars, theta_of
 from gymnasium import spaces
-from maml_rl.envs import SupervisedFamily, TaskEnv, make_vec
+from maml_rl.envs import BrokenEnvironmentError, SupervisedFamily, TaskEnv, make_vec
 from test_inner import finite_differences, task
 from torch.func import jacrev, vmap
 
@@ -20,7 +20,7 @@ from maml_rl.methods import method_of
 from maml_rl.policies import MLP, GaussianHead, act, flatten
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.actors import TaskPolicies
-from maml_rl.sampling.examples import as_tensors, predict
+from maml_rl.sampling.examples import as_tensors, example_sets, predict
 
 SINUSOID = "maml_rl/Sinusoid-v0"
 LEARNED = (
@@ -304,8 +304,9 @@ def test_a_loaded_run_adapts_to_examples(tmp_path):
         run.adapt((x, y), num_rollouts=7)
     with pytest.raises(UserError, match="is not finite, or not in its space"):
         adapted([[np.nan]])
-    with pytest.raises(UserError, match=r"An observation has shape \(\), but must be in Box"):
-        adapted(3.0)
+    for wrong, shape in ((3.0, r"\(\)"), (x[0], r"\(1,\)")):
+        with pytest.raises(UserError, match=rf"inputs have shape {shape}, but must have shape \(n, 1\): a value"):
+            adapted(wrong)
     with pytest.raises(UserError, match="The examples are not arrays"):
         run.adapt(([[1.0], [2.0, 3.0]], y[:2]))
     for wrong in (x.astype(str), x + 1j, x.astype(object)):
@@ -343,6 +344,10 @@ def test_discrete_inputs_outside_their_space_are_refused():
         (("--horizon", "2"), "horizon is 2, but an example of maml_rl/Sinusoid-v0 is one step"),
         (("--estimator", "lvc"), "estimator is 'lvc', but maml_rl/Sinusoid-v0 is learned from examples"),
         (("--env-id", "maml_rl/Navigation2D-v0", "--policy-gradient"), "leave policy_gradient out"),
+        (
+            ("--outer", "trpo", "--policy-gradient", "--num-rollouts", "1"),
+            "single reward has nothing to be compared",
+        ),
     ],
     ids=str,
 )
@@ -351,6 +356,32 @@ def test_options_that_do_not_fit_are_refused(options, sentence, command):
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "sentence"),
+    [
+        ((4, 2), (4,), r"example \(its inputs\) returned an array of shape \(4, 2\), but must .* \(4, 1\)"),
+        ((4, 1), (4, 1), r"example \(its targets\) returned an array of shape \(4, 1\), but must .* \(4,\)"),
+        ((4, 1), (4,), r"targets that are not all classes of Discrete\(2, start=5\); fix the family"),
+    ],
+)
+def test_examples_of_another_shape_are_refused_where_rewards_are_learned_from(inputs, targets, sentence):
+    class Wrong(HalvesVectorEnv):
+        def example(self, task, noise):
+            return np.zeros(inputs), np.zeros(targets)
+
+    with pytest.raises(BrokenEnvironmentError, match=sentence):
+        Wrong(4).reset(seed=0)
+
+
+def test_errors_in_an_example_of_one_s_own_keep_their_traceback():
+    class Wrong(HalvesVectorEnv):
+        def example(self, task, noise):
+            return noise @ np.zeros((7, 1)), noise
+
+    with pytest.raises(ValueError, match="mismatch in its core dimension"):
+        example_sets(Wrong(4), np.zeros((4, 1)), 3, np.random.SeedSequence(0))
 
 
 @pytest.mark.parametrize("low", [-1.0, -np.inf])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from ..config import Config
+from ..errors import UserError
 from ..policies import Distribution, act, prediction_loss, unflatten
 from ..policies.parameters import ADVANTAGE_NETWORK, LOG_LR_FACTORS, OBSERVATION_STATISTICS
 from ..sampling.advantages import discounted_sums
@@ -83,6 +84,11 @@ def loss_of(
         return example_loss(distribution, rollouts)
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
     weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
+    if weights.shape != log_probs.shape:
+        raise UserError(
+            f"The estimator {config.estimator!r} returned a tensor of shape {tuple(weights.shape)}, but must "
+            f"return the weight of every step, (K, H) = {tuple(log_probs.shape)}."
+        )
     advantages = rollouts.advantages if network is None else learned_advantages(network, rollouts)
     return -masked_mean(weights * advantages, rollouts.mask)
 

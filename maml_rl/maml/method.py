@@ -1,5 +1,6 @@
 """MAML and its relatives as a method."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.func import vmap
+from torch._C._functorch import is_batchedtensor
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves
 
 from ..config import Config
@@ -91,6 +93,7 @@ class MAML:
         require_fit(result, env.single_action_space)
         if not as_made(policy):
             _require_vmap(policy, input_size)
+            _require_derivatives(policy, input_size, self.config)
             if env.max_episode_steps != 1:
                 _require_separate_rows(policy, input_size)
         prepare(policy, self.config, input_size, result[0][0].numel())
@@ -163,14 +166,39 @@ class MAML:
 def _require_vmap(policy: nn.Module, input_size: int) -> None:
     """Refuses a module that cannot be applied to several tasks at once, whose errors would be torch's own."""
     thetas, inputs = flatten(policy).expand(2, -1), torch.zeros(2, 2, input_size)
+    own = copy.deepcopy(policy)
     try:
         with torch.no_grad():
-            vmap(partial(act, policy))(thetas, inputs)
+            vmap(partial(act, own))(thetas, inputs)
     except RuntimeError as error:
         raise UserError(
             "The policy given does not run under torch.func.vmap, which applies it to several tasks at once "
             f"({str(error).strip().splitlines()[0]}). Remove dropout, running statistics of BatchNorm, and "
             "branches that depend on data."
+        ) from error
+    kept = dict(policy.named_buffers())
+    for name, buffer in own.named_buffers():
+        if is_batchedtensor(buffer) or not torch.equal(buffer, kept[name]):
+            raise UserError(
+                f"The policy given changes its buffer {name!r} in forward, which would be lost; remove this."
+            )
+
+
+def _require_derivatives(policy: nn.Module, input_size: int, config: Config) -> None:
+    """Refuses a module that has no second derivatives, if training needs them."""
+    if config.outer == "reptile" or (config.outer != "trpo" and not config.num_steps):
+        return
+
+    def f(theta: Tensor) -> Tensor:
+        outputs = act(policy, theta, torch.ones(2, input_size))
+        return torch.stack([output.square().sum() for output in outputs]).sum()
+
+    try:
+        grad(lambda theta: grad(f)(theta).square().sum())(flatten(policy))
+    except RuntimeError as error:
+        raise UserError(
+            f"The policy given has no second derivatives ({str(error).strip().splitlines()[0]}). Attention has "
+            "some with the math kernel: train inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
         ) from error
 
 
@@ -182,9 +210,9 @@ def _require_separate_rows(policy: nn.Module, input_size: int) -> None:
         together, apart = tree_leaves(policy(inputs)), tree_leaves(policy(inputs[:2]))
     if not all(torch.allclose(x[:2], y, rtol=1e-3, atol=1e-4) for x, y in zip(together, apart, strict=True)):
         raise UserError(
-            "The distribution of the policy given depends on the other observations of a batch. Acting and "
-            "learning have different batches, so learning would fail. Use layers that treat each row alone, for "
-            "example LayerNorm instead of BatchNorm."
+            "The distribution of the policy given depends on the other observations of a batch, or on random "
+            "numbers. Acting and learning have different batches, so learning would fail. Use layers that treat "
+            "each row alone, for example LayerNorm instead of BatchNorm, and no randomness."
         )
 
 
@@ -212,6 +240,11 @@ def _check_family(config: Config, env: VectorFamily) -> None:
             "policy_gradient out."
         )
     if not learns_from_examples(env, config):
+        if env.max_episode_steps == 1 and config.num_rollouts == 1:
+            raise UserError(
+                f"num_rollouts is 1 and an episode of {config.env_id} has 1 step, but a single reward has nothing "
+                "to be compared with; take more rollouts."
+            )
         return
     instead = "or learn it from rewards with policy_gradient."
     if config.outer in ("trpo", "ppo"):
@@ -259,13 +292,13 @@ def _check_options(config: Config) -> None:
             )
         if inner:
             raise UserError(
-                f"{inner[0]} is {getattr(config, inner[0])!r}, but Reptile takes no derivative of the inner step, "
-                f"which is all that {inner[0]} changes; choose outer trpo, ppo or adam, or leave {inner[0]} out."
+                f"{inner[0]} is {getattr(config, inner[0])!r}, but Reptile takes no derivative of an outer loss, "
+                f"and cannot use it; choose outer trpo, ppo or adam, or leave {inner[0]} out."
             )
     if config.num_steps == 0 and inner:
         raise UserError(
-            f"{inner[0]} is {getattr(config, inner[0])!r}, but with num_steps 0 training has no inner step to "
-            f"differentiate; choose num_steps 1 or more, or leave {inner[0]} out."
+            f"{inner[0]} is {getattr(config, inner[0])!r}, but with num_steps 0 training has no inner step that "
+            f"could use it; choose num_steps 1 or more, or leave {inner[0]} out."
         )
     if config.e_maml and config.num_tasks < 2:
         raise UserError(

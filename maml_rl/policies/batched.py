@@ -38,6 +38,7 @@ def as_made(policy: nn.Module) -> bool:
         and {name for name, _ in policy.named_parameters()} - {*NOT_IN_FORWARD} == expected
         and not any(True for _ in policy.buffers())
         and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+        and not any("forward" in vars(module) for module in policy.modules())
     )
 
 

@@ -154,3 +154,10 @@ def require_fit(result: object, action_space: spaces.Space[Any]) -> None:
             f"For N observations, the policy given returns a {is_}, but the action space {action_space} needs a "
             f"{needed}; change its last layer."
         )
+    if isinstance(result, MultiCategorical) and isinstance(action_space, spaces.MultiDiscrete):
+        exists = torch.arange(result.logits.shape[-1]) < torch.from_numpy(action_space.nvec)[:, None]
+        if (torch.softmax(result.logits, -1)[:, ~exists] > 0).any():
+            raise UserError(
+                f"The policy given may choose actions that {action_space} does not have; set the logits of values "
+                "that do not exist to -1e9."
+            )

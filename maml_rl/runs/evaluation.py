@@ -31,6 +31,8 @@ from .checkpoint import State
 from .folder import load_run, new_policy
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def evaluate(
     run_dir: str | os.PathLike[str],
     *,
@@ -71,6 +73,8 @@ def evaluate(
     return adaptation_curves(trained, config, state, tasks=tasks)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def evaluate_policy(
     policy: nn.Module,
     config: Config,

@@ -62,6 +62,11 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
         UserError: If there is no ready-made policy for the family, or the policy does not fit the options.
     """
     method = method_of(config)
+    if torch.get_default_dtype() != torch.float32:
+        raise UserError(
+            f"The default type of torch is {torch.get_default_dtype()}, but policies are float32; call "
+            "torch.set_default_dtype(torch.float32)."
+        )
     with contextlib.closing(make_env(config, 1)) as env:
         if for_training:
             require_memory(env, config, "", "eval_")
@@ -70,7 +75,7 @@ def new_policy(config: Config, own: nn.Module | None = None, for_training: bool 
         policy = method.make_policy(env, torch_generator(stream(config.seed, "policy")))
     else:
         _require_trainable(own)
-        policy = copy.deepcopy(own)
+        policy = _copied(own)
     method.prepare(policy, env)
     add_statistics(policy, config, spaces.flatdim(env.single_observation_space))
     return policy
@@ -105,6 +110,16 @@ def _require_trainable(own: nn.Module) -> None:
             raise UserError(f"The policy given has the buffer {name}, which has NaN; use other values.")
     if other := {str(parameter.dtype) for parameter in own.parameters()} - {"torch.float32"}:
         raise UserError(f"The policy given has parameters of {min(other)}; convert them: policy.float().")
+
+
+def _copied(own: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(own)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"The policy given cannot be copied ({error}). Keep no tensors in it that are computed from others; "
+            "instead of torch.nn.utils.weight_norm, take torch.nn.utils.parametrizations.weight_norm."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -245,6 +260,7 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split(".")[:2])
 
 
+@torch.inference_mode(False)  # whose tensors could not be differentiated later
 def load_run(folder: Path, own: nn.Module | None = None, trust: bool = False) -> tuple[Config, nn.Module, State]:
     """Reads a run from its last checkpoint: its options, its policy with θ, and its state.
 

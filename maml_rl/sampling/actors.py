@@ -60,6 +60,10 @@ class TaskPolicies:
     def __init__(self, policy: nn.Module, thetas: Tensor, seen_tasks: Tensor | None = None):
         self.policy, self.thetas, self.seen_tasks = policy, thetas, seen_tasks
 
+    def __reduce__(self) -> Any:
+        """Pickles what it was made of. The functions made from this cannot be pickled."""
+        return TaskPolicies, (self.policy, self.thetas, self.seen_tasks)
+
     @cached_property
     def _policies(self) -> Any:
         return per_task(self.policy, self.thetas)

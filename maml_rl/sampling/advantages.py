@@ -27,6 +27,7 @@ def discounted_sums(x: Tensor, discount: float) -> Tensor:
 
 # With longer observations, such as images, the baseline would overfit the returns of a batch.
 MAX_OBSERVED = 128
+_OF_STEPS = 4  # features of t alone, which are the last ones
 
 
 def features(observations: Tensor) -> Tensor:
@@ -46,6 +47,9 @@ def features(observations: Tensor) -> Tensor:
 def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float = 1e-5) -> Tensor:
     """Fits a linear baseline to each task's returns by ridge regression, and evaluates it.
 
+    Where a task has fewer than two steps for each feature, only the features of t are used. With all of them, the
+    baseline would fit the returns themselves, and little would be left of the advantages.
+
     A task's ridge grows tenfold until its normal equations can be solved.
 
     Args:
@@ -58,6 +62,8 @@ def fit_values(observations: Tensor, returns: Tensor, mask: Tensor, ridge: float
         V(o_t, t), (M, K, H) float64, 0 where masked.
     """
     weighted = (features(observations) * mask.unsqueeze(-1)).flatten(1, 2)
+    too_few = mask.sum((1, 2)) < 2 * weighted.shape[-1]
+    weighted[too_few, :, :-_OF_STEPS] = 0.0
     gram = weighted.mT @ weighted
     target = weighted.mT @ returns.double().flatten(1, 2).unsqueeze(-1)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)

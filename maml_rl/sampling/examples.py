@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..config import Config
-from ..envs import SupervisedFamily, VectorFamily, in_words
+from ..envs import ExamplesError, SupervisedFamily, VectorFamily, in_words
 from ..errors import UserError
 from ..policies import prediction_loss
 from .actors import Actor
@@ -36,7 +36,7 @@ def example_sets(
     whole, rows = whole_batch(seeds, tasks)
     try:
         drawn = env.examples(whole, 2 * num_examples, np.random.default_rng(seeds))
-    except ValueError as error:
+    except ExamplesError as error:
         raise UserError(str(error)) from error
     inputs, targets = as_tensors(env, *drawn, (len(whole), 2 * num_examples))
     inputs, targets = inputs[rows], targets[rows]

@@ -118,6 +118,11 @@ class GivenEnv(VectorFamily):
             ) from error
         number = len(rows) if self._any_number and rows.ndim else self.num_envs
         expected = (number, *(self.single_observation_space.shape or ()))
+        if rows.shape != expected and self._any_number:
+            raise UserError(
+                f"The inputs have shape {rows.shape}, but must have shape (n, {str(expected[1:]).strip('(,)')}): "
+                f"a value of {self.raw_space} in each row."
+            )
         if rows.shape != expected:
             of_each = f" for each of {self.num_envs} environments" * self.batched
             raise UserError(

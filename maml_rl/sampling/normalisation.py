@@ -5,6 +5,7 @@ adapted policies have them. No gradient changes it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +56,18 @@ def normaliser(policy: nn.Module, thetas: Tensor) -> Callable[[Tensor], Tensor]:
     """
     statistics = unflatten(policy, thetas).get(OBSERVATION_STATISTICS)
     if statistics is None:
-        return lambda observations: observations
+        return _unchanged  # functions of the module, because adapted policies are pickled
     number, mean, variance = (part.unsqueeze(-2) for part in statistics.unbind(-2))
-    unit, limit = units(variance), torch.where(number > 0, _LIMIT, torch.inf)
+    return partial(_scaled, mean=mean, unit=units(variance), limit=torch.where(number > 0, _LIMIT, torch.inf))
 
-    def normalise(observations: Tensor) -> Tensor:
-        scaled = (observations - mean) / unit
-        return scaled.clamp(-limit, limit).add(scaled, alpha=0)  # 0 · ∞ is NaN, so that it is refused later
 
-    return normalise
+def _unchanged(observations: Tensor) -> Tensor:
+    return observations
+
+
+def _scaled(observations: Tensor, mean: Tensor, unit: Tensor, limit: Tensor) -> Tensor:
+    scaled = (observations - mean) / unit
+    return scaled.clamp(-limit, limit).add(scaled, alpha=0)  # 0 · ∞ is NaN, so that it is refused later
 
 
 def as_returned(policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts]) -> list[Rollouts]:
@@ -116,7 +120,7 @@ def with_observations(policy: nn.Module, theta: Tensor, batches: Sequence[Rollou
     """
     if OBSERVATION_STATISTICS not in dict(policy.named_parameters()):
         return theta
-    theta = theta.clone()
+    theta = theta.detach().clone()
     statistics = unflatten(policy, theta)[OBSERVATION_STATISTICS]  # a view
     number, mean, variance = statistics.double().unbind()
     size = statistics.shape[1]

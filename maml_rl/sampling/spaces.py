@@ -1,6 +1,7 @@
 """Converts between an environment's spaces and the inputs and outputs of a policy."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,26 +51,29 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
     so that log-probabilities are those of the actions that were drawn. Those of a Box that is not bounded on all
     sides are only clipped, at the bounds that it has. Those of an integer Box are rounded.
     """
+    # Of functions of the module, because adapted policies are pickled.
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        start = space.start
-        return lambda actions: actions.astype(space.dtype) + start
+        return partial(_to_discrete, start=space.start, dtype=space.dtype)
     assert isinstance(space, spaces.Box)
+    middle: Any
+    half: Any
+    middle, half, low, high = 0, 1, space.low, space.high
     if _is_bounded(space):
         middle, half = _middle_and_half(space)
-        low, high = space.low.astype(half.dtype), space.high.astype(half.dtype)
+        low, high = low.astype(half.dtype), high.astype(half.dtype)
+    return partial(_to_box, middle=middle, half=half, low=low, high=high, dtype=space.dtype)
 
-        def in_box(actions: Array) -> Array:
-            # Clipped at the bounds themselves: middle ± half may be rounded to a number outside them.
-            scaled: Array = np.minimum(np.maximum(middle + half * actions, low), high)
-            return scaled
-    else:
 
-        def in_box(actions: Array) -> Array:
-            return np.clip(actions, space.low, space.high)
+def _to_discrete(actions: Array, start: Any, dtype: Any) -> Array:
+    return np.asarray(actions.astype(dtype) + start)
 
-    if np.issubdtype(space.dtype, np.integer):
-        return lambda actions: np.rint(in_box(actions)).astype(space.dtype)
-    return lambda actions: in_box(actions).astype(space.dtype, copy=False)
+
+def _to_box(actions: Array, middle: Any, half: Any, low: Array, high: Array, dtype: Any) -> Array:
+    # Clipped at the bounds themselves: middle ± half may be rounded to a number outside them.
+    scaled = np.minimum(np.maximum(middle + half * actions, low), high)
+    if np.issubdtype(dtype, np.integer):
+        scaled = np.rint(scaled)
+    return np.asarray(scaled.astype(dtype, copy=False))
 
 
 def _is_bounded(space: spaces.Box) -> bool:
