@@ -169,12 +169,7 @@ class Run:
             require_simulations(int(phase.failed), int(phase.rollouts), self._config)
         self._collected = time.perf_counter()
 
-    def record(
-        self,
-        theta: Tensor,
-        optimiser_state: dict[str, Any],
-        metrics: dict[str, float],
-    ) -> bool:
+    def record(self, theta: Tensor, optimiser_state: dict[str, Any], metrics: dict[str, float]) -> bool:
         """Logs an iteration. Evaluates and saves if the options ask for it in this iteration.
 
         Args:

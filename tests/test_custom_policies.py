@@ -481,6 +481,7 @@ def weight_normed():
     return policy
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -496,7 +497,9 @@ def test_what_would_fail_in_the_middle_of_training_is_refused(make, sentence, tm
 
 
 def test_attention_trains_with_the_kernel_that_the_message_names(tmp_path):
-    config = config_of(tmp_path / "run", env_id="maml_rl/Navigation2D-v0", num_workers=0, chunk_tasks=1)
+    config = Config(
+        run_dir=tmp_path / "run", iterations=1, num_tasks=2, num_rollouts=2, eval_every=0, chunk_tasks=1
+    )
     own = Attention(2, (8,), GaussianHead(8, 2, 1.0))
     with sdpa_kernel(SDPBackend.MATH):
         trained = maml_rl.train(config, policy=own).policy

@@ -132,7 +132,7 @@ def test_an_estimator_must_weigh_every_step(tmp_path, monkeypatch):
     """A single number would cancel, because advantages have mean 0, and adaptation would do nothing."""
     monkeypatch.setitem(ESTIMATORS, "mean", lambda log_probs, old, config: (log_probs - old).exp().mean())
     config = Config(run_dir=tmp_path / "run", estimator="mean", num_tasks=2, num_rollouts=3, num_workers=0)
-    with pytest.raises(UserError, match=r"'mean' returned a tensor of shape \(\), .* \(K, H\) = \(3, 100\)"):
+    with pytest.raises(UserError, match=r"'mean' returned a tensor of shape \(\), .* \(K, H\) = \(20, 100\)"):
         maml_rl.train(config)
 
 

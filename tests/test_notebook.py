@@ -70,7 +70,7 @@ def test_another_default_type_is_refused_and_no_damage_is_reported(tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
         for call in (lambda: maml_rl.load(tmp_path / "run"), lambda: maml_rl.train(config(tmp_path / "other"))):
-            with pytest.raises(UserError, match="default type of torch is torch.float64, .* set_default_dtype"):
+            with pytest.raises(UserError, match="default type of torch is torch.float64, .*set_default_dtype"):
                 call()
     finally:
         torch.set_default_dtype(torch.float32)

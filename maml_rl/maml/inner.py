@@ -142,7 +142,7 @@ def with_scales(policy: nn.Module, theta: Tensor, support: Rollouts, config: Con
     Returns:
         θ, (P,). It is not changed if the scales are set.
     """
-    theta = theta.clone()
+    theta = theta.detach().clone()
     networks = unflatten(policy, theta)  # views
     observed = networks.get(OBSERVATION_STATISTICS)
     if config.inner_advantage == "learned" and (observed is None or observed[0, 0] > 0):
