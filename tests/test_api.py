@@ -249,6 +249,8 @@ def test_the_two_directions_are_reported_as_seen(tmp_path, command):
     assert not maml_rl.evaluate_policy(new_policy(untrained), untrained)["tasks_seen"]
     with pytest.raises(UserError, match=r"differ in parameters \(log_lr_factors\)"):
         maml_rl.evaluate_policy(new_policy(config), dataclasses.replace(config, learn_lr="task"))
+    with pytest.raises(UserError, match="policy given is 'runs/x', but must be an instance of torch.nn.Module"):
+        maml_rl.evaluate_policy("runs/x", config)
 
 
 def test_the_interval_over_a_few_tasks_leaves_out_how_they_differ():

@@ -28,7 +28,7 @@ from ..sampling.rollouts import Rollouts, known_success
 from ..sampling.spaces import Array
 from ..sampling.streams import TaskStreams, numpy_generator, stream
 from .checkpoint import State
-from .folder import load_run, new_policy
+from .folder import load_run, new_policy, require_module
 
 
 @torch.inference_mode(False)
@@ -104,6 +104,7 @@ def evaluate_policy(
     Raises:
         UserError: If an option is out of range, or the two modules have different parameters.
     """
+    require_module(policy)
     first = new_policy(config, untrained)
     trained, before = layout(policy), layout(first)
     if trained != before:

@@ -89,9 +89,14 @@ def _require_held_out(env: VectorFamily, method: Method) -> None:
         example_sets(env, tasks[:1], config.eval_num_rollouts, np.random.SeedSequence(0))
 
 
+def require_module(policy: object) -> None:
+    """Refuses a policy that is none, such as the class of one or the name of a run."""
+    if not isinstance(policy, nn.Module):
+        raise UserError(f"The policy given is {policy!r}, but must be an instance of torch.nn.Module.")
+
+
 def _require_trainable(own: nn.Module) -> None:
-    if not isinstance(own, nn.Module):
-        raise UserError(f"The policy given is {own!r}, but must be an instance of torch.nn.Module.")
+    require_module(own)
     names: dict[nn.Module, str] = {}
     for name, module in own.named_modules(remove_duplicate=False):
         if names.setdefault(module, name) != name and any(True for _ in module.parameters()):
