@@ -84,10 +84,11 @@ def loss_of(
         return example_loss(distribution, rollouts)
     log_probs = distribution.log_prob(rollouts.actions.flatten(0, 1)).unflatten(0, rollouts.mask.shape)
     weights = ESTIMATORS[config.estimator](log_probs, rollouts.log_probs, config)
-    if weights.shape != log_probs.shape:
+    if not isinstance(weights, Tensor) or weights.shape != log_probs.shape:
+        found = f"a tensor of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
         raise UserError(
-            f"The estimator {config.estimator!r} returned a tensor of shape {tuple(weights.shape)}, but must "
-            f"return the weight of every step, (K, H) = {tuple(log_probs.shape)}."
+            f"The estimator {config.estimator!r} returned {found}, but must return the weight of every step, "
+            f"(K, H) = {tuple(log_probs.shape)}."
         )
     advantages = rollouts.advantages if network is None else learned_advantages(network, rollouts)
     return -masked_mean(weights * advantages, rollouts.mask)

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
-from torch.func import grad, vmap
+from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
 from ..config import Config
@@ -93,7 +93,6 @@ class MAML:
         require_fit(result, env.single_action_space)
         if not as_made(policy):
             _require_vmap(policy, input_size)
-            _require_derivatives(policy, input_size, self.config)
             if env.max_episode_steps != 1:
                 _require_separate_rows(policy, input_size)
         prepare(policy, self.config, input_size, result[0][0].numel())
@@ -150,7 +149,15 @@ class MAML:
         if self.num_adaptations:
             theta = with_scales(policy, theta, batches[0], self.config)
         batches = [*supports_of(batches[:-1]), batches[-1]]
-        return OPTIMISERS[self.config.outer](policy, theta, optimiser_state, batches, self.config)
+        try:
+            return OPTIMISERS[self.config.outer](policy, theta, optimiser_state, batches, self.config)
+        except RuntimeError as error:
+            if "is not implemented" not in str(error) or as_made(policy):
+                raise
+            raise UserError(
+                f"The policy given cannot be differentiated twice ({str(error).splitlines()[0]}). Attention can "
+                "be, with the math kernel: train inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+            ) from error
 
     def adapted(
         self, policy: nn.Module, theta: Tensor, batches: Sequence[Rollouts], lr_factors: Sequence[float]
@@ -177,29 +184,21 @@ def _require_vmap(policy: nn.Module, input_size: int) -> None:
             "branches that depend on data."
         ) from error
     kept = dict(policy.named_buffers())
-    for name, buffer in own.named_buffers():
-        if is_batchedtensor(buffer) or not torch.equal(buffer, kept[name]):
-            raise UserError(
-                f"The policy given changes its buffer {name!r} in forward, which would be lost; remove this."
-            )
-
-
-def _require_derivatives(policy: nn.Module, input_size: int, config: Config) -> None:
-    """Refuses a module that has no second derivatives, if training needs them."""
-    if config.outer == "reptile" or (config.outer != "trpo" and not config.num_steps):
-        return
-
-    def f(theta: Tensor) -> Tensor:
-        outputs = act(policy, theta, torch.ones(2, input_size))
-        return torch.stack([output.square().sum() for output in outputs]).sum()
-
-    try:
-        grad(lambda theta: grad(f)(theta).square().sum())(flatten(policy))
-    except RuntimeError as error:
+    changed = [name for name, buffer in own.named_buffers() if name not in kept or not _equal(buffer, kept[name])]
+    changed += [name for module in own.modules() for name, value in vars(module).items() if _is_of_vmap(value)]
+    if changed:
         raise UserError(
-            f"The policy given has no second derivatives ({str(error).strip().splitlines()[0]}). Attention has "
-            "some with the math kernel: train inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
-        ) from error
+            f"The policy given keeps a tensor from its forward pass, {changed[0]!r}. Copies of it act for several "
+            "tasks, so it would be lost; remove this."
+        )
+
+
+def _is_of_vmap(value: object) -> bool:
+    return isinstance(value, Tensor) and is_batchedtensor(value)
+
+
+def _equal(buffer: Tensor, before: Tensor) -> bool:
+    return not is_batchedtensor(buffer) and torch.equal(buffer, before)
 
 
 def _require_separate_rows(policy: nn.Module, input_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import nn
@@ -155,7 +156,9 @@ def require_fit(result: object, action_space: spaces.Space[Any]) -> None:
             f"{needed}; change its last layer."
         )
     if isinstance(result, MultiCategorical) and isinstance(action_space, spaces.MultiDiscrete):
-        exists = torch.arange(result.logits.shape[-1]) < torch.from_numpy(action_space.nvec)[:, None]
+        exists = (
+            torch.arange(result.logits.shape[-1]) < torch.from_numpy(action_space.nvec.astype(np.int64))[:, None]
+        )
         if (torch.softmax(result.logits, -1)[:, ~exists] > 0).any():
             raise UserError(
                 f"The policy given may choose actions that {action_space} does not have; set the logits of values "

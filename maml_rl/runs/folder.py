@@ -120,7 +120,9 @@ def _require_trainable(own: nn.Module) -> None:
 def _copied(own: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(own)
-    except (RuntimeError, TypeError) as error:
+    except TypeError as error:
+        raise UserError(f"The policy given cannot be copied ({error}); keep no such thing in it.") from error
+    except RuntimeError as error:
         raise UserError(
             f"The policy given cannot be copied ({error}). Keep no tensors in it that are computed from others; "
             "instead of torch.nn.utils.weight_norm, take torch.nn.utils.parametrizations.weight_norm."

@@ -60,9 +60,9 @@ class TaskPolicies:
     def __init__(self, policy: nn.Module, thetas: Tensor, seen_tasks: Tensor | None = None):
         self.policy, self.thetas, self.seen_tasks = policy, thetas, seen_tasks
 
-    def __reduce__(self) -> Any:
-        """Pickles what it was made of. The functions made from this cannot be pickled."""
-        return TaskPolicies, (self.policy, self.thetas, self.seen_tasks)
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the prepared functions out, which cannot be pickled."""
+        return {name: value for name, value in vars(self).items() if name not in ("_policies", "_normalise")}
 
     @cached_property
     def _policies(self) -> Any:

@@ -70,6 +70,10 @@ class GivenEnv(VectorFamily):
         self._reset_by_hand = self.autoreset == AutoresetMode.DISABLED and not rests
         self._ended, self._steps = np.zeros(num_envs, bool), 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the environment out, because adapted policies are pickled, and only collecting needs it."""
+        return {**vars(self), "_env": None}
+
     @property
     def name(self) -> str:
         """The environment's name in messages."""
@@ -119,9 +123,10 @@ class GivenEnv(VectorFamily):
         number = len(rows) if self._any_number and rows.ndim else self.num_envs
         expected = (number, *(self.single_observation_space.shape or ()))
         if rows.shape != expected and self._any_number:
+            wanted = ", ".join(["n", *map(str, expected[1:])])
             raise UserError(
-                f"The inputs have shape {rows.shape}, but must have shape (n, {str(expected[1:]).strip('(,)')}): "
-                f"a value of {self.raw_space} in each row."
+                f"The inputs have shape {rows.shape}, but must have shape ({wanted}): a value of {self.raw_space} "
+                "in each row."
             )
         if rows.shape != expected:
             of_each = f" for each of {self.num_envs} environments" * self.batched

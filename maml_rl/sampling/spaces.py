@@ -55,25 +55,28 @@ def action_map(space: spaces.Space[Any]) -> Callable[[Array], Array]:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return partial(_to_discrete, start=space.start, dtype=space.dtype)
     assert isinstance(space, spaces.Box)
-    middle: Any
-    half: Any
-    middle, half, low, high = 0, 1, space.low, space.high
-    if _is_bounded(space):
-        middle, half = _middle_and_half(space)
-        low, high = low.astype(half.dtype), high.astype(half.dtype)
-    return partial(_to_box, middle=middle, half=half, low=low, high=high, dtype=space.dtype)
+    if not _is_bounded(space):
+        return partial(_to_box, low=space.low, high=space.high, dtype=space.dtype)
+    middle, half = _middle_and_half(space)
+    low, high = space.low.astype(half.dtype), space.high.astype(half.dtype)
+    return partial(_to_box, low=low, high=high, dtype=space.dtype, scale=(middle, half))
 
 
 def _to_discrete(actions: Array, start: Any, dtype: Any) -> Array:
     return np.asarray(actions.astype(dtype) + start)
 
 
-def _to_box(actions: Array, middle: Any, half: Any, low: Array, high: Array, dtype: Any) -> Array:
+def _to_box(
+    actions: Array, low: Array, high: Array, dtype: Any, scale: tuple[Array, Array] | None = None
+) -> Array:
+    if scale is not None:
+        middle, half = scale
+        actions = middle + half * actions
     # Clipped at the bounds themselves: middle ± half may be rounded to a number outside them.
-    scaled = np.minimum(np.maximum(middle + half * actions, low), high)
+    actions = np.minimum(np.maximum(actions, low), high)
     if np.issubdtype(dtype, np.integer):
-        scaled = np.rint(scaled)
-    return np.asarray(scaled.astype(dtype, copy=False))
+        actions = np.rint(actions)
+    return np.asarray(actions.astype(dtype, copy=False))
 
 
 def _is_bounded(space: spaces.Box) -> bool:
