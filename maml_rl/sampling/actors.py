@@ -61,8 +61,8 @@ class TaskPolicies:
         self.policy, self.thetas, self.seen_tasks = policy, thetas, seen_tasks
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the prepared functions out, which cannot be pickled."""
-        return {name: value for name, value in vars(self).items() if name not in ("_policies", "_normalise")}
+        """Leaves out the prepared policies, which cannot be pickled and are prepared again."""
+        return {name: value for name, value in vars(self).items() if name != "_policies"}
 
     @cached_property
     def _policies(self) -> Any:
