@@ -51,6 +51,8 @@ class Config:
     """Continue from the last checkpoint in the run folder. Without a checkpoint, start from the beginning."""
     seed: int = _run(1, fixed=True, at_least=0)
     """Seed of all randomness in training: initial parameters, tasks, environments, actions."""
+    start_from: Path | None = _method(None)
+    """Run folder, or `zoo/NAME`, whose trained θ training begins with. The environment steps go on from there."""
     iterations: int = _method(100, fixed=False, at_least=0)
     """Number of meta-iterations. 0 trains nothing and gives the from-scratch baseline."""
     method: Literal["maml", "rl2"] | str | None = _method(None)

@@ -74,7 +74,7 @@ def open_run(
         run = Run(config, method, policy, env, state, events, progress, device, callbacks)
         try:
             if config.eval_every and not state.iteration:
-                run.evaluate_untrained()
+                run.evaluate_first()
             yield run
         except BaseException as error:
             try:
@@ -152,10 +152,11 @@ class Run:
         state = tree_map_only(Tensor, torch.clone, self.state.optimiser_state)
         return self.state.theta.to(self._device, copy=True), state
 
-    def evaluate_untrained(self) -> None:
+    def evaluate_first(self) -> None:
         """Evaluates the policy before training: the first point of the curves."""
         self._evaluate(self.state)
-        self.untrained_curve = self.last_curve
+        if self._config.start_from is None:
+            self.untrained_curve = self.last_curve
         self._started = time.perf_counter()
 
     def collected(self, batches: Sequence[Rollouts]) -> None:

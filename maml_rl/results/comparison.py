@@ -47,6 +47,8 @@ class Curves(NamedTuple):
 
 def label(config: Config) -> str:
     """Returns the name of a run's method in comparisons."""
+    if config.start_from:
+        return f"{method_of(config).label}, continued"
     return method_of(config).label if config.iterations else "scratch"
 
 

@@ -40,7 +40,7 @@ _ADDED = {
         *("method", "threads", "device", "normalise_advantages", "inner_advantage"),
         *("activation", "policy_gradient", "network"),
     },
-    "0.3": {"normalise_observations"},
+    "0.3": {"normalise_observations", "start_from"},
 }
 _NOT_SAVED = {"run_dir", "resume"}
 # Files that a killed process left half written, and all files of a run that has trained nothing yet.
@@ -178,7 +178,7 @@ def _state(config: Config, policy: nn.Module) -> State:
     if not (folder / "checkpoint.pt").exists():
         if config.resume:
             _log.info("%s has no checkpoint to continue, so training begins.", folder)
-        return State(flatten(policy), flatten(policy), {}, 0, 0)
+        return _first_state(config, policy)
     if not config.resume:
         raise UserError(
             f"{folder} already holds a run; continue it with --resume (in Python resume=True), or choose another "
@@ -202,9 +202,21 @@ def _state(config: Config, policy: nn.Module) -> State:
     return state
 
 
+def _first_state(config: Config, policy: nn.Module) -> State:
+    """Returns the state before training: the untrained policy, or the θ of the run that `start_from` names."""
+    if config.start_from is None:
+        return State(flatten(policy), flatten(policy), {}, 0, 0)
+    state = load_checkpoint(zoo.located(config.start_from), policy)
+    return state._replace(optimiser_state={}, iteration=0)
+
+
 def save_config(config: Config) -> None:
     """Writes config.json. It does not contain the folder's name, so that a run can be moved."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_SAVED}
+    options = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in _NOT_SAVED
+    }
     content = {"version": __version__, **options}
     write_json(config.run_dir / "config.json", content | {"checksum": _checksum(content)})
 
