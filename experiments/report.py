@@ -89,14 +89,24 @@ def records_of(folders: list[Path]) -> dict[Path, dict[str, Any]]:
     return {folder: json.loads(path.read_text()) for folder, path in paths.items() if path.exists()}
 
 
+def means_of(family: str, root: Path) -> dict[str, Array]:
+    """The mean returns of a family's methods, none if it has no runs.
+
+    Where the run of a method was continued with other options, its returns are those of the continued run.
+    """
+    curves = methods_of(family, root)
+    mean = means_in_columns(curves) if curves else {}
+    continued = {name: mean.pop(name) for name in [*mean] if name.endswith(", continued")}
+    return mean | {name.removesuffix(", continued"): returns for name, returns in continued.items()}
+
+
 def summary_table(root: Path = RESULTS) -> str:
     """Markdown: MAML, learned step and RL² beside their yardsticks after one step, means over tasks and seeds."""
     head = ["untrained", "pre-training", "MAML", "learned step", "RL²", "oracle"]
     scores = ["score after 1, 2 steps: MAML", "learned step", "RL²", "as published"]
     rows = [["family", *head, *scores]]
     for family, base in BASES.items():
-        curves = methods_of(family, root)
-        mean = means_in_columns(curves) if curves else {}
+        mean = means_of(family, root)
         if base.env_id in published.RETURNS and mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
             learned = next((name for name in LEARNED if name in mean), "")
             shown = ("random", "pretrain", "maml", learned, "rl2", "oracle")
@@ -117,8 +127,7 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
     """
     found = {}
     for family, base in BASES.items():
-        curves = methods_of(family, root)
-        mean = means_in_columns(curves) if curves else {}
+        mean = means_of(family, root)
         if family == "tabular_mdp" and mean:
             mean["oracle"] = np.array([short_baselines.optimum()])
         if not mean.keys() > {"random", "oracle"}:

@@ -5,6 +5,7 @@ training.json: the commit, what it took, and its learning curve.
 """
 
 import dataclasses
+import json
 import subprocess
 from pathlib import Path
 from typing import Any, Literal
@@ -306,6 +307,8 @@ def training_record(config: Config, trained_by: str) -> dict[str, object]:
     curves = {t.removeprefix("train/"): [round(value, 3) for _, value in history[t][::every]] for t in names}
     timed = ("time/collect_seconds", "time/update_seconds") * bool(steps)
     spent = [value for tag in timed for _, value in history[tag]]
+    if config.start_from:  # whose steps are counted too
+        spent.append(json.loads((config.start_from / "training.json").read_text())["seconds"])
     return {
         "commit": trained_by,
         "cores": num_cores(),

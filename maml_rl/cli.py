@@ -145,23 +145,29 @@ def run_experiment(defaults: Config) -> NoReturn:
 
 
 def _options(arguments: list[str], defaults: Config) -> Config:
-    """Reads options from the command line. With `--resume RUN_DIR`, their defaults are those of the run in there.
+    """Reads options from the command line.
+
+    With `--resume RUN_DIR` or `--start-from RUN_DIR`, their defaults are those of the run in there.
 
     Raises:
         UserError: If there is no run, if another folder is named too, or if only its config.json names the module
             that registers its family.
     """
     head = f"Meta-trains on {defaults.env_id}." if defaults.env_id != Config.env_id else train.__doc__
-    at = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
-    if at < len(arguments) and not arguments[at].startswith("-"):
+    given = _given(arguments)
+    resumed, first = given.get("--resume"), given.get("--start-from")
+    if resumed or first:
         from .runs.folder import load_config, require_trust
+        from .zoo import located
 
-        folder = Path(arguments[at])
-        arguments = arguments[: at - 1] + arguments[at + 1 :]
-        given = {word.split("=")[0].replace("_", "-") for word in arguments}
-        if "--run-dir" in given:
-            raise UserError(f"--resume {folder} continues in that folder; leave --run-dir out.")
-        defaults = dataclasses.replace(load_config(folder), resume=True)
+        if resumed:
+            if "--run-dir" in given:
+                raise UserError(f"--resume {resumed} continues in that folder; leave --run-dir out.")
+            at = arguments.index("--resume")
+            arguments = arguments[:at] + arguments[at + 2 :]
+            defaults = dataclasses.replace(load_config(Path(resumed)), resume=True)
+        elif first:
+            defaults = dataclasses.replace(load_config(located(Path(first))), run_dir=defaults.run_dir)
         if "--env-id" not in given:
             require_trust(defaults, f"name it yourself: --env-id {defaults.env_id}")
     program = " ".join(Path(word).name for word in _program())
@@ -169,6 +175,16 @@ def _options(arguments: list[str], defaults: Config) -> Config:
     of_family, defaults = defaults.env_kwargs, dataclasses.replace(defaults, env_kwargs={})
     config = tyro.cli(Config, args=arguments, default=defaults, description=head, prog=program)
     return dataclasses.replace(config, env_kwargs=of_family | config.env_kwargs)
+
+
+def _given(arguments: list[str]) -> dict[str, str]:
+    """The options on a command line, each with the word after it. That is empty if another option follows."""
+    found = {}
+    for word, after in zip(arguments, [*arguments, ""][1:], strict=True):
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            found[name.replace("_", "-")] = value if equals else after * (not after.startswith("-"))
+    return found
 
 
 def main() -> NoReturn:

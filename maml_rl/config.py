@@ -51,7 +51,7 @@ class Config:
     """Continue from the last checkpoint in the run folder. Without a checkpoint, start from the beginning."""
     seed: int = _run(1, fixed=True, at_least=0)
     """Seed of all randomness in training: initial parameters, tasks, environments, actions."""
-    start_from: Path | None = _method(None)
+    start_from: Path | None = _method(None)  # noqa: RUF009 (a path does not change)
     """Run folder, or `zoo/NAME`, whose trained θ training begins with. The environment steps go on from there."""
     iterations: int = _method(100, fixed=False, at_least=0)
     """Number of meta-iterations. 0 trains nothing and gives the from-scratch baseline."""
@@ -181,6 +181,11 @@ class Config:
     def chosen_method(self) -> str:
         """The name of the method, which is in `method` only if it was given."""
         return self.method or ("rl2" if self.rl2_episodes else "maml")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether θ has been trained when the run ends: by this run, or by that which it starts from."""
+        return self.iterations > 0 or self.start_from is not None
 
     def options(self, scope: Scope | None = None) -> dict[str, Any]:
         """Returns the options of a scope, or all of them, by name."""

@@ -184,4 +184,4 @@ def adapts_to_examples(env: VectorFamily, method: Method) -> TypeGuard[Supervise
 
 def curve_name(config: Config) -> str:
     """Returns a run's name in evaluations: its method, or "scratch" if it is not trained at all."""
-    return method_of(config).name if config.iterations else "scratch"
+    return method_of(config).name if config.is_trained else "scratch"

@@ -153,7 +153,8 @@ def test_commands_parse(line, registry, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [str(script or "maml-rl"), *words])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
-    for folder in re.findall(r"--resume (\w\S*)", line):  # a run with options of its own to go on with
+    # A run with options of its own to go on with.
+    for folder in re.findall(r"--(?:resume|start-from) ((?!zoo/)\w\S*)", line):
         (tmp_path / folder).mkdir(parents=True)
         save_config(cli.Config(run_dir=tmp_path / folder))
     assert not exit_code(lambda: runpy.run_path(str(script), run_name="__main__") if script else cli.main())

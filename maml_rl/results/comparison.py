@@ -47,9 +47,9 @@ class Curves(NamedTuple):
 
 def label(config: Config) -> str:
     """Returns the name of a run's method in comparisons."""
-    if config.start_from:
-        return f"{method_of(config).label}, continued"
-    return method_of(config).label if config.iterations else "scratch"
+    if not config.is_trained:
+        return "scratch"
+    return method_of(config).label + ", continued" * (config.start_from is not None)
 
 
 def family_name(config: Config) -> str:

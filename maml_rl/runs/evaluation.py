@@ -275,7 +275,7 @@ def adaptation_curves(
         "num_rollouts": config.eval_num_rollouts,
         "seed": held_out_seed(config),
         "unit": method.unit,
-        "tasks_seen": listed and state.iteration > 0,
+        "tasks_seen": listed and config.is_trained,
         "tasks_given": tasks is not None,
         "tasks": chosen.tolist(),
         "methods": methods,

@@ -34,13 +34,14 @@ from .files import LOCK, locked, make_folder, write_json
 _log = logging.getLogger(__name__)
 
 # Options that earlier versions did not have, by the first version that has them. Their defaults must do what
-# earlier versions did. (`device` and `normalise_advantages` were added during 0.1.)
+# earlier versions did. (`device` and `normalise_advantages` were added during 0.1, `start_from` during 0.3.)
 _ADDED = {
     "0.2": {
         *("method", "threads", "device", "normalise_advantages", "inner_advantage"),
         *("activation", "policy_gradient", "network"),
     },
-    "0.3": {"normalise_observations", "start_from"},
+    "0.3": {"normalise_observations"},
+    "0.4": {"start_from"},
 }
 _NOT_SAVED = {"run_dir", "resume"}
 # Files that a killed process left half written, and all files of a run that has trained nothing yet.
