@@ -243,7 +243,7 @@ EXCEPTIONS: dict[tuple[str, str], dict[str, object]] = {
     ("ant_dir", "maml"): {"iterations": 900},
     # Late in training, more rollouts in a step help.
     ("ant_dir", "maml_continued"): {
-        "start_from": Path("experiments/results/ant_dir/maml/seed1"),
+        "start_from": "maml",  # the committed run of this method
         "num_rollouts": 40,
         "iterations": 290,
     },
@@ -272,6 +272,8 @@ _NAMES = dict.fromkeys(name for methods in METHODS.values() for name in methods)
 def options(family: str, method: str, seed: int, root: Path, device: str = Config.device) -> Config:
     """All options of a run; evaluated at the end only, which changes nothing but how long it takes."""
     changed = {**METHODS[family][method], "run_dir": root / family / method / f"seed{seed}", "seed": seed}
+    if first := changed.get("start_from"):
+        changed["start_from"] = Path("experiments/results", family, first, f"seed{seed}")
     return dataclasses.replace(BASES[family], eval_every=0, device=device, **changed)  # type: ignore[arg-type]
 
 

@@ -147,28 +147,31 @@ def run_experiment(defaults: Config) -> NoReturn:
 def _options(arguments: list[str], defaults: Config) -> Config:
     """Reads options from the command line.
 
-    With `--resume RUN_DIR` or `--start-from RUN_DIR`, their defaults are those of the run in there.
+    With `--resume RUN_DIR`, their defaults are those of the run in there. With `--start-from RUN_DIR` too, unless
+    an experiment has its own.
 
     Raises:
         UserError: If there is no run, if another folder is named too, or if only its config.json names the module
             that registers its family.
     """
     head = f"Meta-trains on {defaults.env_id}." if defaults.env_id != Config.env_id else train.__doc__
-    given = _given(arguments)
-    resumed, first = given.get("--resume"), given.get("--start-from")
-    if resumed or first:
+    resumed, others = _taken("--resume", arguments)
+    first, env_id = (_taken(option, arguments)[0] for option in ("--start-from", "--env-id"))
+    if resumed or (first not in ("", "None") and defaults == Config()):
         from .runs.folder import load_config, require_trust
+        from .sampling.families import registered_id
         from .zoo import located
 
         if resumed:
-            if "--run-dir" in given:
+            if _taken("--run-dir", arguments)[0]:
                 raise UserError(f"--resume {resumed} continues in that folder; leave --run-dir out.")
-            at = arguments.index("--resume")
-            arguments = arguments[:at] + arguments[at + 2 :]
+            arguments = others
             defaults = dataclasses.replace(load_config(Path(resumed)), resume=True)
-        elif first:
+        else:
             defaults = dataclasses.replace(load_config(located(Path(first))), run_dir=defaults.run_dir)
-        if "--env-id" not in given:
+            if env_id and registered_id(env_id) != registered_id(defaults.env_id):  # arguments are a family's own
+                defaults = dataclasses.replace(defaults, env_kwargs={}, horizon=None)
+        if not env_id:
             require_trust(defaults, f"name it yourself: --env-id {defaults.env_id}")
     program = " ".join(Path(word).name for word in _program())
     # Of a dictionary that is not empty, tyro would make an option for each name, and take no other names.
@@ -177,14 +180,16 @@ def _options(arguments: list[str], defaults: Config) -> Config:
     return dataclasses.replace(config, env_kwargs=of_family | config.env_kwargs)
 
 
-def _given(arguments: list[str]) -> dict[str, str]:
-    """The options on a command line, each with the word after it. That is empty if another option follows."""
-    found = {}
-    for word, after in zip(arguments, [*arguments, ""][1:], strict=True):
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            found[name.replace("_", "-")] = value if equals else after * (not after.startswith("-"))
-    return found
+def _taken(option: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """Returns the value of an option, "" if it has none, and the words of the command line without both."""
+    for i in reversed(range(len(arguments))):  # the last one counts
+        name, equals, value = arguments[i].partition("=")
+        after = arguments[i + 1 : i + 2]
+        if name.replace("_", "-") == option and equals:
+            return value, arguments[:i] + arguments[i + 1 :]
+        if name.replace("_", "-") == option and after and not after[0].startswith("-"):
+            return after[0], arguments[:i] + arguments[i + 2 :]
+    return "", arguments
 
 
 def main() -> NoReturn:

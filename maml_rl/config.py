@@ -52,9 +52,10 @@ class Config:
     seed: int = _run(1, fixed=True, at_least=0)
     """Seed of all randomness in training: initial parameters, tasks, environments, actions."""
     start_from: Path | None = _method(None)  # noqa: RUF009 (a path does not change)
-    """Run folder, or `zoo/NAME`, whose trained θ training begins with. The environment steps go on from there."""
+    """Run folder, or `zoo/NAME`, with whose θ training begins. Environment steps are counted on from there, and
+    `maml-rl train` takes all options that are not given from that run."""
     iterations: int = _method(100, fixed=False, at_least=0)
-    """Number of meta-iterations. 0 trains nothing and gives the from-scratch baseline."""
+    """Number of meta-iterations. 0 trains nothing: without `start_from`, this is the from-scratch baseline."""
     method: Literal["maml", "rl2"] | str | None = _method(None)
     """Meta-learning method. By default `rl2` if `rl2_episodes` is set, and `maml` otherwise."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 from tqdm import tqdm
 
-from . import ranks
+from . import ranks, zoo
 from .config import Config
 from .envs import VectorFamily
 from .errors import UserError
@@ -56,12 +56,13 @@ def open_run(
         raise UserError("callbacks is one function, not a list of them; pass callbacks=[function].")
     callbacks = tuple(callbacks)
     config = dataclasses.replace(config, run_dir=config.run_dir.absolute())  # environments may change the folder
+    first = config.start_from and zoo.located(config.start_from).absolute()
     device = learner_device(config)
     policy = new_policy(config, own, for_training=True)
     with contextlib.ExitStack() as stack:
         events, state = None, None
         if not ranks.rank():
-            state = stack.enter_context(open_folder(config, policy))
+            state = stack.enter_context(open_folder(config, policy, first))
         state = State(**ranks.from_first(state and state._asdict()))
         env = make_env(config, ranks.size(config.num_tasks) * config.num_rollouts)
         stack.callback(env.close)

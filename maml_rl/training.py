@@ -41,8 +41,8 @@ def train(config: Config, policy: nn.Module | None = None, callbacks: Sequence[C
     Args:
         config: The options of the run. If `env_id` is `module:id`, the module is imported.
         policy: Your own module instead of a ready-made one. It maps flattened observations (N, O) to one of the
-            distributions of `maml_rl.policies`. It is copied. Its parameters are the untrained θ, also with
-            `start_from`, whose θ then replaces them before training.
+            distributions of `maml_rl.policies`. It is copied. Its parameters are the untrained θ; with
+            `start_from`, those of the other run replace them.
         callbacks: Functions that are called after each iteration with the environment steps so far and all scalars
             of the iteration, by tag. If one returns False, this iteration is the last one: the run is evaluated
             and saved as a run of that many iterations.

@@ -40,7 +40,7 @@ def another(name):
     return {
         "env_id": "maml_rl/TabularMDP-v0", "run_dir": Path("elsewhere"), "env_kwargs": {"num_arms": 3},
         "hidden_sizes": (8,), "eval_lr_factors": (1.0,), "horizon": 7, "log_std_lr": 0.5, "eval_seed": 3,
-        "num_workers": 1, "threads": 2,
+        "num_workers": 1, "threads": 2, "start_from": Path("another"),
     }[name]  # fmt: skip
 
 

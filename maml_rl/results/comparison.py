@@ -18,6 +18,8 @@ from ..sampling.spaces import Array
 from . import published
 from .bootstrap import interquartile_mean, mean_with_interval
 
+# What is added to a method's name if its run starts from another one.
+_CONTINUED = ", continued"
 # A run's folder, options and evaluation.
 Run = tuple[Path, Config, dict[str, Any]]
 
@@ -49,7 +51,7 @@ def label(config: Config) -> str:
     """Returns the name of a run's method in comparisons."""
     if not config.is_trained:
         return "scratch"
-    return method_of(config).label + ", continued" * (config.start_from is not None)
+    return method_of(config).label + _CONTINUED * (config.start_from is not None)
 
 
 def family_name(config: Config) -> str:
@@ -122,10 +124,13 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
     Raises:
         UserError: If two runs have the same method and the same seed.
     """
-    alike: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        key = json.dumps(run[1].options("method"), default=str, sort_keys=True)
-        alike.setdefault((label(run[1]), key), []).append(run)
+    # Seeds of one method may each start from a run of their own. What starts from several runs with one seed is
+    # several methods.
+    ignored = {"start_from"}
+    alike = _alike(runs, ignored)
+    if any(len({config.seed for _, config, _ in group}) < len(group) for group in alike.values()):
+        ignored = set()
+        alike = _alike(runs, ignored)
     found = {}
     for (short, _), group in alike.items():
         seeds: dict[int, Path] = {}
@@ -137,8 +142,18 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
             seeds[config.seed] = folder
         others = [other[0][1] for (name, _), other in alike.items() if name == short]
         own = group[0][1].options("method")
-        differing = [f"{name}={own[name]}" for name in differing_options(others)]
+        differing = [f"{name}={own[name]}" for name in differing_options(others) if name not in ignored]
         found[short + (f" ({', '.join(differing)})" if differing else "")] = group
+    return found
+
+
+def _alike(runs: list[Run], ignored: set[str]) -> dict[tuple[str, str], list[Run]]:
+    """Returns the runs with the same name and options of the method, except the ignored ones."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        options = {name: value for name, value in run[1].options("method").items() if name not in ignored}
+        key = json.dumps(options, default=str, sort_keys=True)
+        found.setdefault((label(run[1]), key), []).append(run)
     return found
 
 
@@ -164,7 +179,7 @@ def by_method(runs: list[Run]) -> dict[str, Curves]:
         (
             method_of(config).unit != "step",
             config.observe_task,
-            label(config) != "maml",
+            label(config).removesuffix(_CONTINUED) != "maml",
             label(config),
             str(config.options("method")),
         ): group

@@ -87,9 +87,9 @@ def load_checkpoint(folder: Path, policy: nn.Module) -> State:
         and all(name in buffers and torch.equal(buffer, buffers[name]) for name, buffer in policy.named_buffers())
     ):
         raise UserError(
-            f"{path} holds the parameters of another policy. The options of the policy, for example hidden_sizes "
-            "and learn_lr, and the spaces of the family must be those of its run. If the run has a policy of your "
-            "own, pass it again with the same buffers: train(config, policy=...) or evaluate(run_dir, policy=...)."
+            f"{path} holds the parameters of another policy. The spaces of the family must be those of its run. "
+            "If the run has a policy of your own, pass it again with the same buffers: train(config, policy=...) "
+            "or evaluate(run_dir, policy=...)."
         )
     expected = flatten(policy)
     for theta in (state.theta, state.untrained):

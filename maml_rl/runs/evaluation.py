@@ -91,7 +91,8 @@ def evaluate_policy(
     Args:
         policy: The meta-trained module.
         config: The options that it was trained with. The family must be registered: import its module first.
-        untrained: The module before training. By default the one that the options make.
+        untrained: The module before training. By default the one that the options make. Pass it for a run with
+            `start_from`, whose untrained policy is that of the other run.
         tasks: As for `evaluate`, like the next four.
         num_steps: S.
         num_tasks: M.
@@ -275,7 +276,7 @@ def adaptation_curves(
         "num_rollouts": config.eval_num_rollouts,
         "seed": held_out_seed(config),
         "unit": method.unit,
-        "tasks_seen": listed and config.is_trained,
+        "tasks_seen": listed and config.is_trained,  # by this run, or perhaps by that which it starts from
         "tasks_given": tasks is not None,
         "tasks": chosen.tolist(),
         "methods": methods,

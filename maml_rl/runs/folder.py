@@ -44,6 +44,11 @@ _ADDED = {
     "0.4": {"start_from"},
 }
 _NOT_SAVED = {"run_dir", "resume"}
+# Options that make the policy. A run has those of the run that it starts from.
+_OF_POLICY = (
+    *("hidden_sizes", "activation", "network", "initial_std", "observe_task", "context_size"),
+    *("learn_lr", "inner_advantage", "normalise_observations"),
+)
 # Files that a killed process left half written, and all files of a run that has trained nothing yet.
 _TEMPORARY = re.compile(r"\.(config\.json|checkpoint\.pt|[a-z]+\.(json|png|mp4))(\.[0-9a-f]{16})?\.tmp")
 _DRAWN = re.compile(r"rollouts\.png|events\.out\.tfevents\..*")
@@ -131,12 +136,13 @@ def _copied(own: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
+def open_folder(config: Config, policy: nn.Module, first: Path | None = None) -> Iterator[State]:
     """Makes or reopens the run folder, and keeps other processes from training in it.
 
     Args:
         config: The run's options.
         policy: The untrained policy.
+        first: The folder of the run that this one starts from, if there is one.
 
     Yields:
         The state to continue from.
@@ -167,19 +173,19 @@ def open_folder(config: Config, policy: nn.Module) -> Iterator[State]:
         # After a failure, torchrun starts the same command again, which then continues the run that it began.
         lock = folder / LOCK
         continues = ranks.restarted() and lock.read_text() == ranks.launch()
-        state = _state(dataclasses.replace(config, resume=config.resume or continues), policy)
+        state = _state(dataclasses.replace(config, resume=config.resume or continues), policy, first)
         save_config(config)  # first, because it reports a full disk
         lock.write_text(ranks.launch())
         yield state
 
 
-def _state(config: Config, policy: nn.Module) -> State:
+def _state(config: Config, policy: nn.Module, first: Path | None) -> State:
     """Returns the state of the run in the folder, or the first one if it has trained nothing yet."""
     folder = config.run_dir
     if not (folder / "checkpoint.pt").exists():
         if config.resume:
             _log.info("%s has no checkpoint to continue, so training begins.", folder)
-        return _first_state(config, policy)
+        return _first_state(config, policy, first)
     if not config.resume:
         raise UserError(
             f"{folder} already holds a run; continue it with --resume (in Python resume=True), or choose another "
@@ -192,7 +198,8 @@ def _state(config: Config, policy: nn.Module) -> State:
             words = ["--resume", str(folder), *["--env-id", before.env_id] * (":" in before.env_id)]
             raise UserError(
                 f"The run in {folder} has {name}={old}, but {new} was asked for; resume it with its own "
-                f"options (train {shlex.join(words)}), or choose another --run-dir."
+                f"options (train {shlex.join(words)}), or choose another --run-dir, where --start-from {folder} "
+                "trains on with other options."
             )
     state = load_checkpoint(folder, policy)
     if state.iteration > config.iterations:
@@ -203,12 +210,18 @@ def _state(config: Config, policy: nn.Module) -> State:
     return state
 
 
-def _first_state(config: Config, policy: nn.Module) -> State:
-    """Returns the state before training: the untrained policy, or the θ of the run that `start_from` names."""
-    if config.start_from is None:
+def _first_state(config: Config, policy: nn.Module, first: Path | None) -> State:
+    """Returns the state before training: the untrained policy, or the θ of another run."""
+    if first is None:
         return State(flatten(policy), flatten(policy), {}, 0, 0)
-    state = load_checkpoint(zoo.located(config.start_from), policy)
-    return state._replace(optimiser_state={}, iteration=0)
+    other = load_config(first)
+    for name in _OF_POLICY:  # some do not change the shapes of parameters, but what they mean
+        if getattr(other, name) != getattr(config, name):
+            raise UserError(
+                f"start_from names the run in {first}, which has {name}={getattr(other, name)}, but this run has "
+                f"{getattr(config, name)}; give it the same, because options of the policy cannot change."
+            )
+    return load_checkpoint(first, policy)._replace(optimiser_state={}, iteration=0)
 
 
 def save_config(config: Config) -> None:
@@ -243,8 +256,8 @@ def load_config(folder: Path) -> Config:
     except OSError as error:
         if folder.parts[:1] == ("zoo",) and folder.name in zoo.names():
             raise UserError(
-                f"{folder} comes with the package, and can only be loaded, evaluated and rendered; give a folder "
-                "that train wrote."
+                f"{folder} comes with the package, and can only be loaded, evaluated and rendered; begin a new "
+                f"run with --start-from {folder}, or give a folder that train wrote."
             ) from error
         wanted = f"zoo/{folder.name}" if folder.name in zoo.names() else "the folder that train wrote"
         raise UserError(
