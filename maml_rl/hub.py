@@ -27,8 +27,7 @@ _CARD = """---
 
 # {{ title }}
 
-A meta-trained policy of maml_rl: {{ method }} on the task family `{{ env_id }}`, {{ iterations }} meta-iterations,
-seed {{ seed }}.
+A meta-trained policy of maml_rl: {{ method }} on the task family `{{ env_id }}`, {{ iterations }}, seed {{ seed }}.
 
 ```python
 from maml_rl.hub import HubRun
@@ -78,7 +77,8 @@ class HubRun(
                 for k, (mean, (low, high)) in enumerate(zip(curve["mean"], curve["ci95"], strict=True))
             ]
         about = {"title": config.env_id, "method": label(config), "env_id": config.env_id}
-        about |= {"iterations": str(config.iterations), "seed": str(config.seed)}
+        goes_on = f" that go on from `{config.start_from}`" if config.start_from else ""
+        about |= {"iterations": f"{config.iterations} meta-iterations{goes_on}", "seed": str(config.seed)}
         table = as_markdown(rows) if len(rows) > 1 else ""
         return super().generate_model_card(*args, **about, table=table, **kwargs)
 

@@ -1,5 +1,6 @@
 """Run folders as repositories of the Hugging Face hub; a local folder stands for the repository."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import theta_of
 from maml_rl import UserError
 from maml_rl.hub import HubRun
 from maml_rl.policies import flatten
+from maml_rl.runs.folder import save_config
 
 
 def test_a_run_survives_the_way_to_the_hub_and_back(finished, tmp_path):
@@ -23,6 +25,16 @@ def test_a_run_survives_the_way_to_the_hub_and_back(finished, tmp_path):
     assert "library_name: maml_rl" in card
     assert "| steps | return | 95% interval |" in card
     assert f"{config.iterations} meta-iterations" in card
+
+
+def test_a_card_names_the_run_that_training_started_from(finished, tmp_path):
+    folder = shutil.copytree(finished[0].run_dir, tmp_path / "run")
+    save_config(dataclasses.replace(finished[0], run_dir=folder, start_from="runs/first"))
+    HubRun(folder).save_pretrained(tmp_path / "repository")
+    assert (
+        "6 meta-iterations that go on from `runs/first`, seed 1."
+        in (tmp_path / "repository/README.md").read_text()
+    )
 
 
 def test_the_zoo_can_be_published(tmp_path):

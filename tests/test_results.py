@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from maml_rl import UserError, evaluate
 from maml_rl.methods import method_of
-from maml_rl.results.comparison import by_method, load_runs
+from maml_rl.results.comparison import by_method, load_runs, means_in_columns
 from maml_rl.runs.folder import load_config
 from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import numpy_generator
@@ -177,6 +177,15 @@ def test_runs_that_do_not_adapt_have_a_report(methods, tmp_path, capsys):
     report.main(tmp_path)
     assert "| mean over tasks | 0 steps | 0 steps, seed by seed |" in capsys.readouterr().out
     assert (tmp_path / "bernoulli_bandit/adaptation.png").exists()
+
+
+def test_a_continued_run_stands_for_its_method_in_summaries():
+    returns = means_in_columns(report.methods_of("ant_dir"))
+    assert not np.array_equal(returns["maml"], returns["maml, continued"])
+    mean = report.means_of("ant_dir", report.RESULTS)
+    assert mean.keys() == returns.keys() - {"maml, continued"}
+    np.testing.assert_array_equal(mean["maml"], returns["maml, continued"])
+    assert "maml, continued" not in report.scores_after_one_step()["ant_dir"]
 
 
 def test_nearest_neighbours_of_other_families_and_seeds_are_kept(tmp_path, monkeypatch):
