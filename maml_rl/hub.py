@@ -27,7 +27,8 @@ _CARD = """---
 
 # {{ title }}
 
-A meta-trained policy of maml_rl: {{ method }} on the task family `{{ env_id }}`, {{ iterations }}, seed {{ seed }}.
+A meta-trained policy of maml_rl: {{ method }} on the task family `{{ env_id }}`,
+{{ iterations }}, seed {{ seed }}.
 
 ```python
 from maml_rl.hub import HubRun
