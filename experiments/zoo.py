@@ -24,7 +24,7 @@ CHOSEN = {
     "half_cheetah_vel": ("learned_step", 1),
     "half_cheetah_dir": ("cavia", 1),
     "ant_vel": ("maml", 1),
-    "ant_dir": ("maml", 1),
+    "ant_dir": ("maml_continued", 1),
     "hopper_rand_params": ("learned_step", 1),
     "walker_2d_rand_params": ("learned_step", 1),
     "cart_pole_params": ("maml", 1),
