@@ -32,6 +32,7 @@ from maml_rl.cli import run
 from maml_rl.commands import table
 from maml_rl.results import published
 from maml_rl.results.comparison import (
+    CONTINUED,
     Curves,
     as_markdown,
     by_method,
@@ -96,8 +97,8 @@ def means_of(family: str, root: Path) -> dict[str, Array]:
     """
     curves = methods_of(family, root)
     mean = means_in_columns(curves) if curves else {}
-    continued = {name: mean.pop(name) for name in [*mean] if name.endswith(", continued")}
-    return mean | {name.removesuffix(", continued"): returns for name, returns in continued.items()}
+    continued = {name: mean.pop(name) for name in [*mean] if name.endswith(CONTINUED)}
+    return mean | {name.removesuffix(CONTINUED): returns for name, returns in continued.items()}
 
 
 def summary_table(root: Path = RESULTS) -> str:

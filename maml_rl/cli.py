@@ -157,17 +157,19 @@ def _options(arguments: list[str], defaults: Config) -> Config:
     head = f"Meta-trains on {defaults.env_id}." if defaults.env_id != Config.env_id else train.__doc__
     resumed, others = _taken("--resume", arguments)
     first, env_id = (_taken(option, arguments)[0] for option in ("--start-from", "--env-id"))
-    if resumed or (first not in ("", "None") and defaults == Config()):
+    if first == "None" or defaults != Config():
+        first = None  # what is left out is not taken from it
+    if resumed is not None or first is not None:
         from .runs.folder import load_config, require_trust
         from .sampling.families import registered_id
         from .zoo import located
 
-        if resumed:
-            if _taken("--run-dir", arguments)[0]:
+        if resumed is not None:
+            if _taken("--run-dir", arguments)[0] is not None:
                 raise UserError(f"--resume {resumed} continues in that folder; leave --run-dir out.")
             arguments = others
             defaults = dataclasses.replace(load_config(Path(resumed)), resume=True)
-        else:
+        elif first is not None:
             defaults = dataclasses.replace(load_config(located(Path(first))), run_dir=defaults.run_dir)
             if env_id and registered_id(env_id) != registered_id(defaults.env_id):  # arguments are a family's own
                 defaults = dataclasses.replace(defaults, env_kwargs={}, horizon=None)
@@ -180,8 +182,8 @@ def _options(arguments: list[str], defaults: Config) -> Config:
     return dataclasses.replace(config, env_kwargs=of_family | config.env_kwargs)
 
 
-def _taken(option: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """Returns the value of an option, "" if it has none, and the words of the command line without both."""
+def _taken(option: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Returns the value of an option, None if it has none, and the words of the command line without both."""
     for i in reversed(range(len(arguments))):  # the last one counts
         name, equals, value = arguments[i].partition("=")
         after = arguments[i + 1 : i + 2]
@@ -189,7 +191,7 @@ def _taken(option: str, arguments: list[str]) -> tuple[str, list[str]]:
             return value, arguments[:i] + arguments[i + 1 :]
         if name.replace("_", "-") == option and after and not after[0].startswith("-"):
             return after[0], arguments[:i] + arguments[i + 2 :]
-    return "", arguments
+    return None, arguments
 
 
 def main() -> NoReturn:

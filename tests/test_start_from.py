@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 
 import pytest
 import torch
 from conftest import scalars, theta_of
+from misbehaving import MisbehavingVectorEnv
 from torch import nn
 
 import maml_rl
-from maml_rl import Config, UserError, recording, train
+from maml_rl import Config, UserError, train
 from maml_rl.cli import _options
 from maml_rl.policies import GaussianHead, initialise
 from maml_rl.results.comparison import by_method, load_runs
@@ -111,13 +113,13 @@ def test_a_run_may_start_from_one_that_did(finished, tmp_path, monkeypatch):
     config = dataclasses.replace(first, run_dir=tmp_path / "a", start_from=first.run_dir, iterations=1, seed=2)
     train(config)
     monkeypatch.chdir(tmp_path)
-    new_policy = recording.new_policy
+    make = MisbehavingVectorEnv.__init__
 
-    def elsewhere(*arguments, **options):
-        monkeypatch.chdir(tmp_path.parent)
-        return new_policy(*arguments, **options)
+    def elsewhere(env, *arguments, **options):
+        os.chdir(tmp_path.parent)
+        make(env, *arguments, **options)
 
-    monkeypatch.setattr(recording, "new_policy", elsewhere)
+    monkeypatch.setattr(MisbehavingVectorEnv, "__init__", elsewhere)
     train(dataclasses.replace(config, run_dir=tmp_path / "b", start_from="a", iterations=0))
     assert torch.equal(theta_of(tmp_path / "b"), theta_of(tmp_path / "a"))
     states = [load_checkpoint(folder, new_policy(first)) for folder in (tmp_path / "b", first.run_dir)]
@@ -169,6 +171,8 @@ def test_which_options_a_command_line_takes_from_the_other_run(tmp_path):
     assert _options(words, experiment) == dataclasses.replace(experiment, start_from=first.run_dir)
     assert _options([*words, "--start-from", "None"], Config()) == Config()
     assert _options([f"--resume={first.run_dir}"], Config()) == dataclasses.replace(first, resume=True)
+    with pytest.raises(UserError, match="leave --run-dir out"):
+        _options([f"--resume={first.run_dir}", "--run-dir="], Config())
 
 
 def test_a_module_named_by_the_other_run_is_not_imported(command, tmp_path):

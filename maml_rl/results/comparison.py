@@ -19,7 +19,7 @@ from . import published
 from .bootstrap import interquartile_mean, mean_with_interval
 
 # What is added to a method's name if its run starts from another one.
-_CONTINUED = ", continued"
+CONTINUED = ", continued"
 # A run's folder, options and evaluation.
 Run = tuple[Path, Config, dict[str, Any]]
 
@@ -51,7 +51,7 @@ def label(config: Config) -> str:
     """Returns the name of a run's method in comparisons."""
     if not config.is_trained:
         return "scratch"
-    return method_of(config).label + _CONTINUED * (config.start_from is not None)
+    return method_of(config).label + CONTINUED * (config.start_from is not None)
 
 
 def family_name(config: Config) -> str:
@@ -179,7 +179,7 @@ def by_method(runs: list[Run]) -> dict[str, Curves]:
         (
             method_of(config).unit != "step",
             config.observe_task,
-            label(config).removesuffix(_CONTINUED) != "maml",
+            label(config).removesuffix(CONTINUED) != "maml",
             label(config),
             str(config.options("method")),
         ): group
