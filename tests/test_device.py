@@ -35,8 +35,11 @@ def on_device(x):
     return tree_map(lambda x: x.to("meta"), x)
 
 
-@pytest.mark.parametrize("learn_lr", ["no", "one", "layer", "parameter", "task"])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+# Whether an estimator and learned step lengths go together is not a matter of the device.
+@pytest.mark.parametrize(
+    ("estimator", "learn_lr"),
+    [(name, "task") for name in ESTIMATORS] + [("lvc", name) for name in ("no", "one", "layer", "parameter")],
+)
 @pytest.mark.parametrize("context_size", [0, 2], ids=["", "context"])
 @pytest.mark.parametrize("written_out", [True, False], ids=["written out", "differentiated"])
 def test_nothing_of_the_learner_is_made_on_the_cpu(kind, written_out, context_size, estimator, learn_lr):
