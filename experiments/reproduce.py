@@ -238,9 +238,10 @@ EXCEPTIONS: dict[tuple[str, str], dict[str, object]] = {
     ("half_cheetah_vel", "oracle"): {"iterations": 900},
     ("half_cheetah_dir", "oracle"): {"iterations": 1000},
     ("ant_dir", "oracle"): {"iterations": 3000},
-    ("cart_pole_params", "oracle"): {"iterations": 200},
+    # Once every pole stays up, larger steps only follow noise.
+    ("cart_pole_params", "oracle"): {"max_kl": 0.01, "iterations": 100},
     ("hopper_rand_params", "oracle"): {"iterations": 400},
-    ("walker_2d_rand_params", "oracle"): {"iterations": 400},
+    ("walker_2d_rand_params", "oracle"): {"iterations": 600},
     # Without normalised observations, PPO trains them in fewer steps.
     ("ant_goal", "oracle"): {**PPO, "num_rollouts": 5},
     ("humanoid_dir", "oracle"): {**PPO, "num_rollouts": 5, "iterations": 400},
