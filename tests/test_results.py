@@ -190,6 +190,25 @@ def test_a_continued_run_stands_for_its_method_in_summaries(tmp_path):
     assert "maml, continued" not in report.scores_after_one_step(tmp_path)["ant_dir"]
 
 
+def test_an_oracle_is_flat_if_no_seed_rises(tmp_path):
+    rng = np.random.default_rng(0)
+    for family, last in (("ant_dir", 2.0), ("ant_goal", 9.0)):  # of the second seed
+        for seed, end in ((1, 2.0), (2, last)):
+            folder = tmp_path / family / f"oracle/seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "evaluation.json").write_text("{}")
+            returns = np.repeat([0.0, 1.0, 2.0, 2.0, end], 20) + rng.normal(size=100)
+            record = {"env_steps": 3e6, "curves": {"return_step_0": returns.tolist()}}
+            (folder / "training.json").write_text(json.dumps(record))
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in report.oracles_table(tmp_path).splitlines()[2:]
+    ]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("[ant_dir](ant_dir.md)", "3.0 M", "yes"),
+        ("[ant_goal](ant_goal.md)", "3.0 M", "no"),
+    ]
+
+
 def test_nearest_neighbours_of_other_families_and_seeds_are_kept(tmp_path, monkeypatch):
     one, other = reproduce.FEW_SHOT[:2]
     for family in (one, other):
