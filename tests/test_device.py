@@ -35,10 +35,13 @@ def on_device(x):
     return tree_map(lambda x: x.to("meta"), x)
 
 
-# Whether an estimator and learned step lengths go together is not a matter of the device.
+# Each estimator with a fixed step and with all that is learned. The other step lengths do not depend on it.
 @pytest.mark.parametrize(
     ("estimator", "learn_lr"),
-    [(name, "task") for name in ESTIMATORS] + [("lvc", name) for name in ("no", "one", "layer", "parameter")],
+    [
+        *((name, learn_lr) for name in ESTIMATORS for learn_lr in ("no", "task")),
+        *(("lvc", learn_lr) for learn_lr in ("one", "layer", "parameter")),
+    ],
 )
 @pytest.mark.parametrize("context_size", [0, 2], ids=["", "context"])
 @pytest.mark.parametrize("written_out", [True, False], ids=["written out", "differentiated"])
