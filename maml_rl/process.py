@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from threadpoolctl import threadpool_limits
+
 from .envs import VectorFamily
 from .errors import UserError
 
@@ -34,6 +36,7 @@ def tune_process() -> None:
     * Torch allocates large tensors on huge pages, so that their first use costs far fewer page faults.
       (Linearising the outer objective of 2D navigation took 0.15 s instead of 0.24 s.) Torch reads this setting
       once.
+    * Each of NumPy's matrix products uses one thread, because there are threads around them.
     * OpenMP's threads spin only briefly before they sleep, if they wait for each other. By default they spin for
       milliseconds, even for a thread that has lost its core to another process. An iteration with a single chunk
       of tasks took two and a half times as long beside two other trainings. OpenMP reads this setting once.
@@ -48,6 +51,7 @@ def tune_process() -> None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_ARENA_MAX, 1)
+    threadpool_limits(1, user_api="blas")
     VectorFamily.quiet = True
 
 

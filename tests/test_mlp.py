@@ -42,7 +42,8 @@ def problem(policy, num_steps, data=random_rollouts):
     ]
 
 
-@pytest.mark.parametrize("hidden_sizes", [(), (4,), (5, 4), (5, 4, 3)], ids=str)
+# With layers of more than eight units, products are torch's and not NumPy's.
+@pytest.mark.parametrize("hidden_sizes", [(), (4,), (5, 4), (9, 10), (5, 4, 3), (9, 10, 9)], ids=str)
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 @pytest.mark.parametrize("cg_iterations", [1, 10], ids=["few products", "many products"])
 def test_every_depth(kind, hidden_sizes, num_steps, cg_iterations):

@@ -21,7 +21,7 @@ from maml_rl.policies import flatten
 from maml_rl.runs.folder import new_policy
 from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import stream
-from maml_rl.sampling.threads import in_threads, map_chunks
+from maml_rl.sampling.threads import in_threads, map_chunks, thread_map
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["ready-made", "own module"])
@@ -93,6 +93,18 @@ def test_threads_are_used_and_get_modules_of_their_own():
 def test_threads_left_over_go_into_the_operations():
     assert in_threads(lambda _: torch.get_num_threads(), [0, 1], threads=6)[0] == 3
     assert in_threads(lambda _: torch.get_num_threads(), [0], threads=2) == [2]
+
+
+def test_maps_share_their_threads():
+    before, barrier = torch.get_num_threads(), threading.Barrier(2)
+
+    def name(_):
+        barrier.wait(timeout=30)
+        return threading.get_ident()
+
+    with thread_map(2, threads=2) as map_:
+        assert set(map_(name, [0, 1])) == set(map_(name, [0, 1]))
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's threads from /proc")

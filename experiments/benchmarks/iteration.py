@@ -6,11 +6,6 @@ products, each by the fastest way there is on this machine for its shape. The ya
 differentiated twice.
 """
 
-import os
-
-# One thread in each of NumPy's products, as there are threads around them. NumPy reads this when it is imported.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-
 import dataclasses
 import json
 import resource
@@ -42,7 +37,7 @@ from maml_rl.sampling.families import make_env
 from maml_rl.sampling.rollouts import Rollouts
 from maml_rl.sampling.spaces import action_map
 from maml_rl.sampling.streams import integer_seed, stream
-from maml_rl.sampling.threads import in_threads, map_chunks, rows_of, torch_threads
+from maml_rl.sampling.threads import in_threads, map_chunks, rows_of, thread_map, torch_threads
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.timing import in_turns
@@ -142,6 +137,12 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         (slope,) = torch.autograd.grad(vmap(kl)(support, query).mean(), leaf, create_graph=True)
         return lambda: torch.autograd.grad(slope, leaf, gradient, retain_graph=True)
 
+    def kl_products() -> None:
+        """Takes as many as an iteration does, one after the other."""
+        with thread_map(len(chunks)) as map_:
+            for _ in range(config.cg_iterations):
+                trust_region.kl_product(chunks, gradient, num_tasks, map_)
+
     sizes = [
         support.observations.shape[-1],
         *config.hidden_sizes,
@@ -162,10 +163,7 @@ def measure(env_id: str, num_tasks: int, num_rollouts: int, chunk_tasks: int, re
         "adapt": lambda: map_chunks(adapted_chunk, policy, num_tasks, config),
         "linearise": lambda: linearise_chunks(policy, theta, (support,), query, config),
         "gradient": lambda: trust_region.meta_gradient(chunks, num_tasks),
-        # As many as an iteration takes, one after the other.
-        "kl_product": lambda: [
-            trust_region.kl_product(chunks, gradient, num_tasks) for _ in range(config.cg_iterations)
-        ],
+        "kl_product": kl_products,
         "line_search_candidate": lambda: outer_objective(policy, theta, (support,), query, config),
     }
     floors = {

@@ -108,12 +108,12 @@ def inner_step(
     total = inner_losses(support, config, output, log_std, network).sum()
     slopes = torch.autograd.grad(total, at, create_graph=not config.first_order)
     output_bar, *others_bar = [slope.detach() for slope in slopes]
-    layers_bar, outputs_bar, features_bar = layers_vjp(at_support, output_bar)
+    layers_bar, outputs_bar = layers_vjp(at_support, output_bar)
     gradient = split_vjp(policy, thetas, layers_bar, others_bar)
 
     @cache  # collecting needs no products
     def curvature() -> SecondOrder:
-        return second_order(at_support, outputs_bar, features_bar, num_products=2 * config.cg_iterations)
+        return second_order(at_support, outputs_bar, num_products=2 * config.cg_iterations)
 
     def hvp(tangents: Tensor) -> Tensor:
         if config.first_order:
@@ -188,26 +188,24 @@ def layers_jvp(at: ForwardPass, layers_dot: Layers) -> tuple[Tensor, list[Tensor
     for i, (weight_dot, bias_dot) in enumerate(layers_dot):
         output_dot = affine(at.inputs[i], weight_dot, bias_dot)
         if i > 0:
-            output_dot.baddbmm_(features_dot[-1], at.layers[i][0].mT)
+            add_product(output_dot, features_dot[-1], at.layers[i][0].mT)
         if i < len(at.slopes):
             features_dot.append(output_dot.mul_(at.slopes[i]))
     return output_dot, features_dot
 
 
-def layers_vjp(at: ForwardPass, output_bar: Tensor) -> tuple[Layers, list[Tensor], list[Tensor]]:
+def layers_vjp(at: ForwardPass, output_bar: Tensor) -> tuple[Layers, list[Tensor]]:
     """The cotangents of the layers for that of the output (m, N, A).
 
     Returns:
-        Those of weights and biases, of each layer's output before the activation, and of the hidden features,
-        (m, N, out).
+        Those of weights and biases, and of each layer's output before the activation, (m, N, out).
     """
-    layers_bar, outputs_bar, features_bar = [], [output_bar], []
+    layers_bar, outputs_bar = [], [output_bar]
     for i in reversed(range(len(at.layers))):
         layers_bar.append((summed_outer(outputs_bar[-1], at.inputs[i]), outputs_bar[-1].sum(1)))
         if i > 0:
-            features_bar.append(outputs_bar[-1] @ at.layers[i][0])
-            outputs_bar.append(features_bar[-1] * at.slopes[i - 1])
-    return layers_bar[::-1], outputs_bar[::-1], features_bar[::-1]
+            outputs_bar.append(product(outputs_bar[-1], at.layers[i][0]).mul_(at.slopes[i - 1]))
+    return layers_bar[::-1], outputs_bar[::-1]
 
 
 class SecondOrder(NamedTuple):
@@ -218,7 +216,7 @@ class SecondOrder(NamedTuple):
             whose sums over n are taken in every product, (m, N, out).
         tanh_terms: The cotangents of each layer's hidden features, times tanh''/tanh', (m, N, out). None for ReLU.
         cross_block: The second derivative in the weights of the first layer, bias included, and of the second. It
-            is bilinear: Σ_n (outputs_bar of the second)_nb (tanh' of the first)_na (o_n, 1)_o, (m, a, b, O + 1).
+            is bilinear: Σ_n (outputs_bar of the second)_nb (tanh' of the first)_na (o_n, 1)_o, (m, a, O + 1, b).
             None if taking the sum over n again in every product is cheaper, or needs less memory.
     """
 
@@ -227,12 +225,10 @@ class SecondOrder(NamedTuple):
     cross_block: Tensor | None
 
 
-def second_order(
-    at: ForwardPass, outputs_bar: list[Tensor], features_bar: list[Tensor], num_products: int
-) -> SecondOrder:
+def second_order(at: ForwardPass, outputs_bar: list[Tensor], num_products: int) -> SecondOrder:
     """Prepares `layers_vjp_jvp` for about so many products."""
-    pairs = [] if at.relu else zip(at.inputs[1:], features_bar, strict=True)
-    tanh_terms = [-2 * features * bar for features, bar in pairs]
+    pairs = [] if at.relu else zip(at.inputs[1:], outputs_bar[1:], at.layers[1:], strict=True)
+    tanh_terms = [product(bar, weight).mul_(features).mul_(-2) for features, bar, (weight, _) in pairs]
     in_products = dict(enumerate(outputs_bar[1:], start=1))
     if not at.slopes:
         return SecondOrder(in_products, tanh_terms, None)
@@ -245,7 +241,7 @@ def second_order(
     second = in_products.pop(1)
     columns = [*at.inputs[0].split(1, dim=-1), at.inputs[0].new_ones(1)]
     sums = [(at.slopes[0] * column).mT @ second for column in columns]  # one at a time, to save memory
-    return SecondOrder(in_products, tanh_terms, torch.stack(sums, dim=-1))
+    return SecondOrder(in_products, tanh_terms, torch.stack(sums, dim=2))
 
 
 def layers_vjp_jvp(
@@ -267,9 +263,9 @@ def layers_vjp_jvp(
             weight_bar_dot = weight_bar_dot + summed_outer(curvature.outputs_bar[i], features_dot[i - 1])
         result.append((weight_bar_dot, bar_dot.sum(1)))
         if i > 0:
-            features_bar_dot = bar_dot @ at.layers[i][0]
+            features_bar_dot = product(bar_dot, at.layers[i][0])
             if i in curvature.outputs_bar:
-                features_bar_dot.baddbmm_(curvature.outputs_bar[i], layers_dot[i][0])
+                add_product(features_bar_dot, curvature.outputs_bar[i], layers_dot[i][0])
             bar_dot = features_bar_dot.mul_(at.slopes[i - 1])
             if curvature.tanh_terms:
                 bar_dot.addcmul_(curvature.tanh_terms[i - 1], features_dot[i - 1])
@@ -277,18 +273,35 @@ def layers_vjp_jvp(
     if curvature.cross_block is not None:
         (weight_1, bias_1), (weight_2, bias_2) = result[:2]
         first_dot = torch.cat([layers_dot[0][0], layers_dot[0][1].unsqueeze(-1)], dim=-1)
-        first = torch.einsum("mabo,mba->mao", curvature.cross_block, layers_dot[1][0])
+        first = (curvature.cross_block * layers_dot[1][0].mT.unsqueeze(2)).sum(3)
         result[0] = weight_1 + first[..., :-1], bias_1 + first[..., -1]
-        result[1] = weight_2 + torch.einsum("mabo,mao->mba", curvature.cross_block, first_dot), bias_2
+        result[1] = weight_2 + (curvature.cross_block * first_dot.unsqueeze(3)).sum(2).mT, bias_2
     return result
 
 
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Each task's layer on its own rows, (m, N, in) -> (m, N, out)."""
-    return torch.bmm(inputs, weight.mT).add_(bias.unsqueeze(1))
+    return product(inputs, weight.mT).add_(bias.unsqueeze(1))
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Each task's left @ right, (m, a, b) and (m, b, c) -> (m, a, c)."""
+    if narrow(left, right):
+        return torch.from_numpy(left.numpy() @ right.contiguous().numpy())
+    return torch.bmm(left, right)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Adds `product` to a total (m, a, c) in place."""
+    return total.add_(product(left, right)) if narrow(left, right) else total.baddbmm_(left, right)
+
+
+def narrow(left: Tensor, right: Tensor) -> bool:
+    """Returns whether NumPy's product is faster than torch's: for few rows or columns, on a CPU."""
+    return left.device.type == "cpu" and min(*left.shape[-2:], right.shape[-1]) <= 8
 
 
 def summed_outer(left: Tensor, right: Tensor) -> Tensor:
     """Σ_n left_n right_nᵀ, (m, N, a) and (m, N, b) -> (m, a, b)."""
     # With few columns on the right, this product takes three times as long as its transpose.
-    return left.mT @ right if left.shape[-1] <= right.shape[-1] else (right.mT @ left).mT
+    return product(left.mT, right) if left.shape[-1] <= right.shape[-1] else product(right.mT, left).mT

@@ -13,7 +13,7 @@ from ..config import Config
 from ..errors import UserError
 from ..policies import Distribution
 from ..sampling.rollouts import Rollouts
-from ..sampling.threads import in_threads
+from ..sampling.threads import in_threads, thread_map
 from .linearise import Linearised, linearise_chunks, outer_objective
 from .objective import (
     exploration_credits,
@@ -40,7 +40,9 @@ def meta_gradient(chunks: list[Linearised], num_tasks: int, threads: int | None 
     return value_and_gradient(in_threads(lambda chunk: surrogate_gradient(chunk, num_tasks), chunks, threads))
 
 
-def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, threads: int | None = None) -> Tensor:
+def kl_product(
+    chunks: list[Linearised], tangent: Tensor, num_tasks: int, map_: Callable[..., list[Tensor]] = in_threads
+) -> Tensor:
     """The Hessian in θ of the mean KL, times a vector, exactly: Jᵀ F J t, (P,).
 
     At the old parameters the gradient of KL(old ‖ new) in the policy's output vanishes, so the second
@@ -54,7 +56,7 @@ def kl_product(chunks: list[Linearised], tangent: Tensor, num_tasks: int, thread
         scaled: Distribution = chunk.outputs.fisher_product(chunk.jvp(tangent))  # type: ignore[arg-type]
         return chunk.vjp(tree_map(lambda x: x * weight.view(*weight.shape, *[1] * (x.ndim - 2)), scaled))
 
-    return summed(in_threads(product, chunks, threads))
+    return summed(map_(product, chunks))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -146,11 +148,13 @@ def natural_gradient_step(
             f"The surrogate is {surrogate:g} and its gradient's norm {size:g}, so no outer step can be taken; "
             "lower inner_lr."
         )
+    # A new thread's first product takes longer, so all products share the threads.
+    with thread_map(len(chunks), config.threads) as map_:
 
-    def product(v: Tensor) -> Tensor:
-        return kl_product(chunks, v.to(theta), num_tasks, config.threads) + config.cg_damping * v
+        def product(v: Tensor) -> Tensor:
+            return kl_product(chunks, v.to(theta), num_tasks, map_) + config.cg_damping * v
 
-    return surrogate, size, *conjugate_gradient(product, -gradient, config.cg_iterations)
+        return surrogate, size, *conjugate_gradient(product, -gradient, config.cg_iterations)
 
 
 def with_exploration(

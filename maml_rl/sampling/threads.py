@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,25 +36,36 @@ def pool_of_threads(size: int, count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(count,))
 
 
-def in_threads(f: Callable[[S], T], items: Sequence[S], threads: int | None = None) -> list[T]:
-    """Applies a function to items, which threads take from a list, and returns the results in order.
+@contextlib.contextmanager
+def thread_map(num_items: int, threads: int | None = None) -> Iterator[Callable[..., list[Any]]]:
+    """Starts threads for any number of maps over `num_items` items.
 
-    The threads only wait for each other at the end. Threads inside torch's operations wait after each one, and as
-    they spin while they wait, they are slow if another process needs their cores.
+    A map applies a function to items, which the threads take from a list, and returns the results in order. The
+    threads only wait for each other at the end. Threads inside torch's operations wait after each one, and as they
+    spin while they wait, they are slow if another process needs their cores.
 
     Args:
-        f: The function. It spends its time in torch's operations, during which other threads can run.
-        items: Its arguments.
+        num_items: The number of items of each map.
         threads: The number of threads; by default one per core. With fewer items than threads, those left over are
             shared out to the operations.
+
+    Yields:
+        `map_(f, items)`. The function f spends its time in torch's operations, during which other threads can run.
     """
     threads = threads or num_cores()
-    count = max(1, threads // len(items))
+    count = max(1, threads // num_items)
     with torch_threads(count):
-        if len(items) == 1 or threads == 1:
-            return [f(item) for item in items]
-        with pool_of_threads(min(threads, len(items)), count) as pool:
-            return list(pool.map(f, items))
+        if num_items == 1 or threads == 1:
+            yield lambda f, items: [f(item) for item in items]
+        else:
+            with pool_of_threads(min(threads, num_items), count) as pool:
+                yield lambda f, items: list(pool.map(f, items))
+
+
+def in_threads(f: Callable[[S], T], items: Sequence[S], threads: int | None = None) -> list[T]:
+    """Applies a function to items in threads, once; see `thread_map`."""
+    with thread_map(len(items), threads) as map_:
+        return map_(f, items)
 
 
 def map_chunks(f: Callable[[nn.Module, slice], T], policy: nn.Module, num_tasks: int, config: Config) -> list[T]:
