@@ -188,7 +188,7 @@ def layers_jvp(at: ForwardPass, layers_dot: Layers) -> tuple[Tensor, list[Tensor
     for i, (weight_dot, bias_dot) in enumerate(layers_dot):
         output_dot = affine(at.inputs[i], weight_dot, bias_dot)
         if i > 0:
-            add_product(output_dot, features_dot[-1], at.layers[i][0].mT)
+            add_bmm(output_dot, features_dot[-1], at.layers[i][0].mT)
         if i < len(at.slopes):
             features_dot.append(output_dot.mul_(at.slopes[i]))
     return output_dot, features_dot
@@ -204,7 +204,7 @@ def layers_vjp(at: ForwardPass, output_bar: Tensor) -> tuple[Layers, list[Tensor
     for i in reversed(range(len(at.layers))):
         layers_bar.append((summed_outer(outputs_bar[-1], at.inputs[i]), outputs_bar[-1].sum(1)))
         if i > 0:
-            outputs_bar.append(product(outputs_bar[-1], at.layers[i][0]).mul_(at.slopes[i - 1]))
+            outputs_bar.append(bmm(outputs_bar[-1], at.layers[i][0]).mul_(at.slopes[i - 1]))
     return layers_bar[::-1], outputs_bar[::-1]
 
 
@@ -228,7 +228,7 @@ class SecondOrder(NamedTuple):
 def second_order(at: ForwardPass, outputs_bar: list[Tensor], num_products: int) -> SecondOrder:
     """Prepares `layers_vjp_jvp` for about so many products."""
     pairs = [] if at.relu else zip(at.inputs[1:], outputs_bar[1:], at.layers[1:], strict=True)
-    tanh_terms = [product(bar, weight).mul_(features).mul_(-2) for features, bar, (weight, _) in pairs]
+    tanh_terms = [bmm(bar, weight).mul_(features).mul_(-2) for features, bar, (weight, _) in pairs]
     in_products = dict(enumerate(outputs_bar[1:], start=1))
     if not at.slopes:
         return SecondOrder(in_products, tanh_terms, None)
@@ -263,9 +263,9 @@ def layers_vjp_jvp(
             weight_bar_dot = weight_bar_dot + summed_outer(curvature.outputs_bar[i], features_dot[i - 1])
         result.append((weight_bar_dot, bar_dot.sum(1)))
         if i > 0:
-            features_bar_dot = product(bar_dot, at.layers[i][0])
+            features_bar_dot = bmm(bar_dot, at.layers[i][0])
             if i in curvature.outputs_bar:
-                add_product(features_bar_dot, curvature.outputs_bar[i], layers_dot[i][0])
+                add_bmm(features_bar_dot, curvature.outputs_bar[i], layers_dot[i][0])
             bar_dot = features_bar_dot.mul_(at.slopes[i - 1])
             if curvature.tanh_terms:
                 bar_dot.addcmul_(curvature.tanh_terms[i - 1], features_dot[i - 1])
@@ -281,19 +281,19 @@ def layers_vjp_jvp(
 
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Each task's layer on its own rows, (m, N, in) -> (m, N, out)."""
-    return product(inputs, weight.mT).add_(bias.unsqueeze(1))
+    return bmm(inputs, weight.mT).add_(bias.unsqueeze(1))
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def bmm(left: Tensor, right: Tensor) -> Tensor:
     """Each task's left @ right, (m, a, b) and (m, b, c) -> (m, a, c)."""
     if narrow(left, right):
         return torch.from_numpy(left.numpy() @ right.contiguous().numpy())
     return torch.bmm(left, right)
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Adds `product` to a total (m, a, c) in place."""
-    return total.add_(product(left, right)) if narrow(left, right) else total.baddbmm_(left, right)
+def add_bmm(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Adds `bmm` to a total (m, a, c) in place."""
+    return total.add_(bmm(left, right)) if narrow(left, right) else total.baddbmm_(left, right)
 
 
 def narrow(left: Tensor, right: Tensor) -> bool:
@@ -304,4 +304,4 @@ def narrow(left: Tensor, right: Tensor) -> bool:
 def summed_outer(left: Tensor, right: Tensor) -> Tensor:
     """Σ_n left_n right_nᵀ, (m, N, a) and (m, N, b) -> (m, a, b)."""
     # With few columns on the right, this product takes three times as long as its transpose.
-    return product(left.mT, right) if left.shape[-1] <= right.shape[-1] else product(right.mT, left).mT
+    return bmm(left.mT, right) if left.shape[-1] <= right.shape[-1] else bmm(right.mT, left).mT
