@@ -33,19 +33,17 @@ from maml_rl.commands import table
 from maml_rl.results import published
 from maml_rl.results.comparison import (
     CONTINUED,
-    Curves,
     as_markdown,
     by_method,
-    columns,
     comparison_figure,
     comparison_table,
     family_name,
     groups,
     label,
     load_runs,
-    means_in_columns,
     step_names,
 )
+from maml_rl.results.curves import Curves, columns, means_in_columns, scores
 from maml_rl.results.plots import rollouts_figure, write_figure
 from maml_rl.results.report import learning_figure
 from maml_rl.results.video import adaptation_video, animation
@@ -91,31 +89,42 @@ def records_of(folders: list[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def means_of(family: str, root: Path) -> dict[str, Array]:
-    """The mean returns of a family's methods, none if it has no runs.
-
-    Where the run of a method was continued with other options, its returns are those of the continued run.
-    """
+    """The mean returns of a family's methods, none if it has no runs."""
     curves = methods_of(family, root)
-    mean = means_in_columns(curves) if curves else {}
-    continued = {name: mean.pop(name) for name in [*mean] if name.endswith(CONTINUED)}
-    return mean | {name.removesuffix(CONTINUED): returns for name, returns in continued.items()}
+    return with_continued(means_in_columns(curves)) if curves else {}
+
+
+def scores_of(family: str, root: Path) -> dict[str, Array]:
+    """The scores of a family's methods, none if it has no oracle."""
+    curves = methods_of(family, root)
+    if family == "tabular_mdp" and curves:
+        mean = means_of(family, root)
+        return {name: published.score(of, mean["random"], short_baselines.optimum()) for name, of in mean.items()}
+    return with_continued(scores(curves)) if curves else {}
+
+
+def with_continued(of_methods: dict[str, Array]) -> dict[str, Array]:
+    """Where the run of a method was continued with other options, lets the continued run stand for the method."""
+    continued = {name: of for name, of in of_methods.items() if name.endswith(CONTINUED)}
+    others = {name: of for name, of in of_methods.items() if name not in continued}
+    return others | {name.removesuffix(CONTINUED): of for name, of in continued.items()}
 
 
 def summary_table(root: Path = RESULTS) -> str:
     """Markdown: MAML, learned step and RL² beside their yardsticks after one step, means over tasks and seeds."""
     head = ["untrained", "pre-training", "MAML", "learned step", "RL²", "oracle"]
-    scores = ["score after 1, 2 steps: MAML", "learned step", "RL²", "as published"]
-    rows = [["family", *head, *scores]]
+    score_head = ["score after 1, 2 steps: MAML", "learned step", "RL²", "as published"]
+    rows = [["family", *head, *score_head]]
     for family, base in BASES.items():
         mean = means_of(family, root)
         if base.env_id in published.RETURNS and mean.keys() >= {"random", "pretrain", "maml", "oracle"}:
             learned = next((name for name in LEARNED if name in mean), "")
             shown = ("random", "pretrain", "maml", learned, "rl2", "oracle")
             after = [f"{mean[name][1]:.1f}" if name in mean else "" for name in shown]
-            paper = {name: np.array(returns) for name, returns in published.RETURNS[base.env_id].items()}
+            own, paper = scores_of(family, root), score_of_paper(base.env_id)
             cells = [
-                score_cell(of[name], of["random"], of["oracle"]) if name in of else ""
-                for of, name in ((mean, "maml"), (mean, learned), (mean, "rl2"), (paper, "maml"))
+                f"{of[name][1]:.2f}, {of[name][2]:.2f}" if name in of else ""
+                for of, name in ((own, "maml"), (own, learned), (own, "rl2"), (paper, "maml"))
             ]
             rows.append([f"`{base.env_id.removeprefix('maml_rl/')}`", *after, *cells])
     return as_markdown(rows)
@@ -128,21 +137,21 @@ def scores_after_one_step(root: Path = RESULTS) -> dict[str, dict[str, float]]:
     """
     found = {}
     for family, base in BASES.items():
-        mean = means_of(family, root)
-        if family == "tabular_mdp" and mean:
-            mean["oracle"] = np.array([short_baselines.optimum()])
-        if not mean.keys() > {"random", "oracle"}:
-            continue
-        paper = published.RETURNS.get(base.env_id, {})
-        mean |= {f"{name} as published": np.array(returns) for name, returns in paper.items() if name == "maml"}
-        found[family] = {}
-        for name in [name for name in mean if name not in ("random", "oracle")]:  # 0 and 1 by definition
-            theirs = {key: np.array(of) for key, of in paper.items()} if name.endswith("published") else mean
-            score = published.score(
-                after_one_step(mean[name]), after_one_step(theirs["random"]), theirs["oracle"][0]
-            )
-            found[family].setdefault(name.removesuffix(" + adam").partition(" (")[0], float(score))
+        own = {name: of for name, of in scores_of(family, root).items() if name not in ("random", "oracle")}
+        if own:  # those of the two are 0 and 1 by definition
+            found[family] = {}
+            own |= {f"{name} as published": of for name, of in score_of_paper(base.env_id).items()}
+            for name, of in own.items():
+                found[family].setdefault(
+                    name.removesuffix(" + adam").partition(" (")[0], float(after_one_step(of))
+                )
     return found
+
+
+def score_of_paper(env_id: str) -> dict[str, Array]:
+    """The published scores of MAML, none if the paper does not have the family."""
+    paper = {name: np.array(returns) for name, returns in published.RETURNS.get(env_id, {}).items()}
+    return {"maml": published.score(paper["maml"], paper["random"], paper["oracle"][0])} if paper else {}
 
 
 def after_one_step(values: Any) -> Any:
@@ -164,12 +173,6 @@ def overview_figure(scores: dict[str, dict[str, float]]) -> Figure:
         if np.isfinite(value):
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
     return figure
-
-
-def score_cell(method: np.ndarray, random: np.ndarray, oracle: np.ndarray) -> str:
-    """The scores after one and two steps."""
-    scores = published.score(method, random, oracle[0])
-    return f"{scores[1]:.2f}, {scores[2]:.2f}"
 
 
 def oracles_table(root: Path = RESULTS) -> str:

@@ -13,13 +13,13 @@ from maml_rl.methods import curve_name
 from maml_rl.results.bootstrap import interquartile_mean, mean_with_interval
 from maml_rl.results.comparison import (
     as_markdown,
-    at_episodes,
     by_method,
     comparison_table,
     label,
     load_runs,
     success_rows,
 )
+from maml_rl.results.curves import at_episodes, scores
 from maml_rl.results.report import report
 from maml_rl.runs.evaluation import mean_and_interval
 from maml_rl.runs.files import write_json
@@ -155,6 +155,32 @@ def test_scores_do_not_depend_on_the_order_of_the_folders(tmp_path):
     assert by_method(load_runs(folders))["random"].returns[0].mean() > -85  # that of maml
     promp = write_run(tmp_path / "promp", [-50, -44, -44, -44], random=-90.0, estimator="lvc", outer="ppo")
     assert by_method(load_runs([promp, folders[2]]))["random"].returns[0].mean() < -85  # not that of the oracle
+
+
+def test_scores_are_those_of_the_seeds_that_have_an_oracle(tmp_path):
+    """Seeds have tasks of their own, so the returns of other seeds do not belong to the same scale."""
+    oracle = {"steps": 0, "observe_task": True, "num_steps": 0}
+    folders = [
+        write_run(tmp_path / "maml_1", [-40, -11, -4, -3], seed=1),
+        write_run(tmp_path / "oracle_1", [-2], seed=1, **oracle),
+        write_run(tmp_path / "promp_3", [-30, -20, -10, -5], seed=3, estimator="lvc", outer="ppo"),
+    ]
+    alone = scores(by_method(load_runs(folders[:2])))
+    others = [
+        write_run(tmp_path / "maml_2", [-9, -9, -9, -9], random=-10.0, seed=2),
+        write_run(tmp_path / "oracle_4", [-1], random=-10.0, seed=4, **oracle),
+    ]
+    methods = by_method(load_runs(folders + others))
+    found = scores(methods)
+    assert found.keys() == {"maml", "oracle", "random"}  # no oracle has ProMP's tasks
+    np.testing.assert_array_equal(found["maml"], alone["maml"])
+    rows = {line.split(" | ")[0].strip("| "): line for line in comparison_table("x", methods).splitlines()}
+    assert rows["promp"].endswith(" |  |")
+    same_tasks = [
+        write_run(tmp_path / f"same_{seed}", [-9, -9, -9, -9], seed=seed, eval_seed=5) for seed in (1, 2)
+    ]
+    same_tasks.append(write_run(tmp_path / "same_oracle", [-1], seed=7, eval_seed=5, **oracle))
+    assert scores(by_method(load_runs(same_tasks))).keys() == {"maml", "oracle", "random"}
 
 
 def test_table_has_scores_and_what_was_published(tmp_path):

@@ -14,7 +14,8 @@ from conftest import ROOT
 
 from maml_rl import UserError, evaluate
 from maml_rl.methods import method_of
-from maml_rl.results.comparison import by_method, load_runs, means_in_columns
+from maml_rl.results.comparison import by_method, load_runs
+from maml_rl.results.curves import means_in_columns
 from maml_rl.runs.folder import load_config
 from maml_rl.sampling.families import make_env
 from maml_rl.sampling.streams import numpy_generator

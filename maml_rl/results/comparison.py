@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,39 +12,17 @@ from matplotlib.figure import Figure
 from ..config import Config
 from ..errors import UserError
 from ..methods import curve_name, method_of
+from ..runs.evaluation import held_out_seed
 from ..runs.folder import load_config
 from ..sampling.families import registered_id
-from ..sampling.spaces import Array
 from . import published
 from .bootstrap import interquartile_mean, mean_with_interval
+from .curves import Curves, columns, scores, unit
 
 # What is added to a method's name if its run starts from another one.
 CONTINUED = ", continued"
 # A run's folder, options and evaluation.
 Run = tuple[Path, Config, dict[str, Any]]
-
-
-class Curves(NamedTuple):
-    """The results of one method's runs on their held-out tasks.
-
-    Attributes:
-        returns: For each seed, (tasks, S + 1).
-        episodes: The number of episodes of a task that a learner had seen before each of the S + 1 phases.
-        remembers: Whether each rollout is a learner of its own, as in RL².
-        env_steps: The environment steps in these episodes, mean over seeds.
-        middle: The interquartile mean of the returns, (S + 1,).
-        interval: Its 95% interval, (S + 1, 2).
-        success: The share of rollouts with success, mean over tasks and seeds, (S + 1,), and its 95% interval,
-            (S + 1, 2). None if a run does not have it.
-    """
-
-    returns: list[Array]
-    episodes: Array
-    remembers: bool
-    env_steps: Array
-    middle: Array
-    interval: Array
-    success: tuple[Array, Array] | None
 
 
 def label(config: Config) -> str:
@@ -205,6 +183,7 @@ def _curves(group: list[Run], method: str) -> Curves:
     successes = [np.array(curve["success"])[:, :shortest] for curve in curves if "success" in curve]
     return Curves(
         returns,
+        [run[2].get("seed", held_out_seed(run[1])) for run in group],
         np.arange(shortest) * (1 if remembers else num_rollouts),
         remembers,
         np.mean([curve["env_steps"][:shortest] for curve in curves], axis=0),
@@ -217,36 +196,6 @@ def interval_words(methods: dict[str, Curves]) -> str:
     """Says what the intervals in a comparison are computed over."""
     several = any(len(curves.returns) > 1 for curves in methods.values())
     return "95% bootstrap interval over " + ("seeds and tasks" if several else "tasks (one seed)")
-
-
-def at_episodes(curves: Curves, episodes: Array) -> Array:
-    """Returns the indices of a method's last points after at most the given numbers of episodes."""
-    return np.searchsorted(curves.episodes, episodes, side="right") - 1
-
-
-def columns(methods: dict[str, Curves]) -> dict[str, Array]:
-    """Returns the indices of up to four points of each method's curve.
-
-    In each column, methods have seen at most the same number of episodes of a task. That is the number of the
-    method with the most adaptation steps or, if no method takes steps, of the run of RL² with the most episodes.
-    """
-    episodes = _longest(methods).episodes[:4]
-    return {name: at_episodes(curves, episodes) for name, curves in methods.items()}
-
-
-def means_in_columns(methods: dict[str, Curves]) -> dict[str, Array]:
-    """Returns each method's mean over all tasks and seeds in the `columns`, (up to 4,)."""
-    at = columns(methods)
-    return {name: np.concatenate(curves.returns).mean(0)[at[name]] for name, curves in methods.items()}
-
-
-def _longest(methods: dict[str, Curves]) -> Curves:
-    return max(methods.values(), key=lambda c: (len(c.episodes) > 1 and not c.remembers, len(c.episodes)))
-
-
-def _unit(methods: dict[str, Curves]) -> str:
-    """What the `columns` are numbered by."""
-    return "episode" if _longest(methods).remembers else "step"
 
 
 def step_names(numbers: Iterable[int], unit: str = "step") -> list[str]:
@@ -263,9 +212,9 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
     """
     at = columns(methods)
     num_columns = len(next(iter(at.values())))
-    means = means_in_columns(methods)
-    scored = {"oracle", "random"} <= means.keys()
-    steps = step_names(range(num_columns), _unit(methods))
+    scores_of = scores(methods)
+    scored = bool(scores_of)
+    steps = step_names(range(num_columns), unit(methods))
     rows = [["method", "seeds", *steps, "gain", *["score"] * scored]]
     for name, curves in methods.items():
         middle, interval = curves.middle, curves.interval
@@ -273,21 +222,20 @@ def comparison_rows(env_id: str, methods: dict[str, Curves]) -> list[list[str]]:
         gain = middle[at[name][-1]] - middle[at[name][0]]
         rows.append([name, str(len(curves.returns)), *cells, f"{gain:.2f}"])
         if scored:
-            scores = published.score(means[name], means["random"], means["oracle"][0])
-            rows[-1].append(", ".join(f"{score:.3f}" for score in scores))
-    if env_id in published.RETURNS and _unit(methods) == "step":
+            rows[-1].append(", ".join(f"{score:.3f}" for score in scores_of.get(name, [])))
+    if env_id in published.RETURNS and unit(methods) == "step":
         paper = {name: np.array(returns) for name, returns in published.RETURNS[env_id].items()}
         maml = paper["maml"][:num_columns]
         cells = ["MAML as published (means)", "", *(f"{x:.2f}" for x in maml), f"{maml[-1] - maml[0]:.2f}"]
-        scores = published.score(paper["maml"], paper["random"], paper["oracle"][0])[:num_columns]
-        rows.append(cells + [", ".join(f"{score:.3f}" for score in scores)] * scored)
+        of_paper = published.score(paper["maml"], paper["random"], paper["oracle"][0])[:num_columns]
+        rows.append(cells + [", ".join(f"{score:.3f}" for score in of_paper)] * scored)
     return rows
 
 
 def success_rows(methods: dict[str, Curves]) -> list[list[str]]:
     """Returns the rows of a table of success in percent, in the `columns`. It is empty if no run has success."""
     at = columns(methods)
-    head = ["success", "seeds", *step_names(range(len(next(iter(at.values())))), _unit(methods))]
+    head = ["success", "seeds", *step_names(range(len(next(iter(at.values())))), unit(methods))]
     rows = [head]
     for name, curves in methods.items():
         if curves.success is not None:
