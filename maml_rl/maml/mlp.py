@@ -297,8 +297,9 @@ def add_bmm(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def narrow(left: Tensor, right: Tensor) -> bool:
-    """Returns whether NumPy's product is faster than torch's: for few rows or columns, on a CPU."""
-    return left.device.type == "cpu" and min(*left.shape[-2:], right.shape[-1]) <= 8
+    """Returns whether NumPy's product is faster than torch's: on a CPU, for long and narrow matrices."""
+    sizes = *left.shape[-2:], right.shape[-1]
+    return left.device.type == "cpu" and min(sizes) <= 8 and max(sizes) >= 256
 
 
 def summed_outer(left: Tensor, right: Tensor) -> Tensor:
