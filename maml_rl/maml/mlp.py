@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from ..config import Config
 from ..policies import Categorical, Distribution
-from ..policies.batched import has_relu, tanh
+from ..policies.batched import has_relu, tanh_
 from ..policies.networks import normal
 from ..sampling.rollouts import Rollouts
 from .inner import example_loss, inner_update, loss_of
@@ -32,14 +32,12 @@ class ForwardPass(NamedTuple):
     Attributes:
         layers: The networks.
         inputs: The inputs of each layer, (m, N, in): the observations, then the hidden features.
-        slopes: The activation's derivative at each hidden layer, (m, N, out).
         output: The output of the last layer, (m, N, A).
         relu: Whether the activation is ReLU, which has no second derivative, and not tanh.
     """
 
     layers: Layers
     inputs: list[Tensor]
-    slopes: list[Tensor]
     output: Tensor
     relu: bool
 
@@ -173,13 +171,21 @@ def distribution(output: Tensor, *log_std: Tensor) -> Distribution:
 
 def forward(layers: Layers, observations: Tensor, relu: bool = False) -> ForwardPass:
     """Evaluates the networks at observations (m, N, O), keeping what derivatives need."""
-    inputs, slopes = [observations], []
+    inputs = [observations]
     for weight, bias in layers[:-1]:
         before = affine(inputs[-1], weight, bias)
-        features = before.relu_() if relu else tanh(before)
-        inputs.append(features)
-        slopes.append((features > 0).to(features.dtype) if relu else 1 - features.square())
-    return ForwardPass(layers, inputs, slopes, affine(inputs[-1], *layers[-1]), relu)
+        inputs.append(before.relu_() if relu else tanh_(before))
+    return ForwardPass(layers, inputs, affine(inputs[-1], *layers[-1]), relu)
+
+
+def times_slope(x: Tensor, at: ForwardPass, i: int) -> Tensor:
+    """Multiplies x (m, N, out) in place by the activation's derivative in hidden layer i."""
+    features, aten = at.inputs[i + 1], torch.ops.aten  # aten's operations take one pass and no memory
+    if at.relu:
+        aten.threshold_backward.grad_input(x, features, 0, grad_input=x)  # x (features > 0)
+    else:
+        aten.tanh_backward.grad_input(x, features, grad_input=x)  # x (1 - features²)
+    return x
 
 
 def layers_jvp(at: ForwardPass, layers_dot: Layers) -> tuple[Tensor, list[Tensor]]:
@@ -189,8 +195,8 @@ def layers_jvp(at: ForwardPass, layers_dot: Layers) -> tuple[Tensor, list[Tensor
         output_dot = affine(at.inputs[i], weight_dot, bias_dot)
         if i > 0:
             add_bmm(output_dot, features_dot[-1], at.layers[i][0].mT)
-        if i < len(at.slopes):
-            features_dot.append(output_dot.mul_(at.slopes[i]))
+        if i + 1 < len(layers_dot):
+            features_dot.append(times_slope(output_dot, at, i))
     return output_dot, features_dot
 
 
@@ -204,7 +210,7 @@ def layers_vjp(at: ForwardPass, output_bar: Tensor) -> tuple[Layers, list[Tensor
     for i in reversed(range(len(at.layers))):
         layers_bar.append((summed_outer(outputs_bar[-1], at.inputs[i]), outputs_bar[-1].sum(1)))
         if i > 0:
-            outputs_bar.append(bmm(outputs_bar[-1], at.layers[i][0]).mul_(at.slopes[i - 1]))
+            outputs_bar.append(times_slope(bmm(outputs_bar[-1], at.layers[i][0]), at, i - 1))
     return layers_bar[::-1], outputs_bar[::-1]
 
 
@@ -230,7 +236,7 @@ def second_order(at: ForwardPass, outputs_bar: list[Tensor], num_products: int) 
     pairs = [] if at.relu else zip(at.inputs[1:], outputs_bar[1:], at.layers[1:], strict=True)
     tanh_terms = [bmm(bar, weight).mul_(features).mul_(-2) for features, bar, (weight, _) in pairs]
     in_products = dict(enumerate(outputs_bar[1:], start=1))
-    if not at.slopes:
+    if len(at.layers) == 1:
         return SecondOrder(in_products, tanh_terms, None)
     _, num_rows, width = outputs_bar[1].shape
     size = at.inputs[0].shape[-1] + 1
@@ -239,8 +245,9 @@ def second_order(at: ForwardPass, outputs_bar: list[Tensor], num_products: int) 
     if size > num_products or size * width > num_rows:
         return SecondOrder(in_products, tanh_terms, None)
     second = in_products.pop(1)
-    columns = [*at.inputs[0].split(1, dim=-1), at.inputs[0].new_ones(1)]
-    sums = [(at.slopes[0] * column).mT @ second for column in columns]  # one at a time, to save memory
+    columns = [*at.inputs[0].split(1, dim=-1), torch.ones_like(at.inputs[0][..., :1])]
+    # One at a time, to save memory.
+    sums = [times_slope(column.expand_as(at.inputs[1]).contiguous(), at, 0).mT @ second for column in columns]
     return SecondOrder(in_products, tanh_terms, torch.stack(sums, dim=2))
 
 
@@ -266,7 +273,7 @@ def layers_vjp_jvp(
             features_bar_dot = bmm(bar_dot, at.layers[i][0])
             if i in curvature.outputs_bar:
                 add_bmm(features_bar_dot, curvature.outputs_bar[i], layers_dot[i][0])
-            bar_dot = features_bar_dot.mul_(at.slopes[i - 1])
+            bar_dot = times_slope(features_bar_dot, at, i - 1)
             if curvature.tanh_terms:
                 bar_dot.addcmul_(curvature.tanh_terms[i - 1], features_dot[i - 1])
     result.reverse()

@@ -14,9 +14,13 @@ from .networks import MLP, CategoricalHead, GaussianHead, Linear, normal
 from .parameters import LOG_STD, NOT_IN_FORWARD, unflatten
 
 
-def tanh(x: Tensor) -> Tensor:
-    """Computes tanh without derivatives. On a CPU, NumPy's version takes a fifth of the time of torch's."""
-    return torch.from_numpy(np.tanh(x.detach().numpy())) if x.device.type == "cpu" else torch.tanh(x)
+def tanh_(x: Tensor) -> Tensor:
+    """Computes tanh in place. On a CPU, NumPy's version takes a fifth of the time of torch's."""
+    if x.device.type != "cpu":
+        return x.tanh_()
+    values = x.detach().numpy()
+    np.tanh(values, out=values)
+    return x
 
 
 def as_made(policy: nn.Module) -> bool:
@@ -70,7 +74,7 @@ def per_task(policy: nn.Module, theta: Tensor) -> Callable[[Tensor], Distributio
         for name, parameter in parameters.items()
         if name.endswith("weight")
     ]
-    activation = torch.relu if has_relu(policy) else tanh
+    activation = torch.relu_ if has_relu(policy) else tanh_
     context, log_std = parameters.get("context"), parameters.get(LOG_STD)
 
     def act(observations: Tensor) -> Distribution:
