@@ -139,8 +139,8 @@ def compare(
         f"\nReturns are interquartile means over {kind_of_tasks(runs)} and seeds with their "
         f"{interval_words(methods)}. In each "
         "column, methods have seen at most the same number of episodes of a task. Gain: the last column of "
-        "returns minus the first. Score: (method - random) / (oracle - random), of means; random is the untrained "
-        "policy of plain MAML, or of the first method in the alphabet."
+        "returns minus the first. Score: (method - random) / (oracle - random), of means over the seeds that the "
+        "three share; random is the untrained policy of plain MAML, or of the first method in the alphabet."
     )
     if success := success_rows(methods):
         print(f"\n{as_markdown(success)}")

@@ -73,8 +73,8 @@ def _section(name: str, runs: list[Run]) -> Iterator[str]:
     yield _table(comparison_rows(name, methods))
     yield (
         f"<p>Interquartile means over tasks and seeds, with their {interval_words(methods)}. Gain: the last "
-        "column minus the first. Score: (method - random) / (oracle - random), of means. Random is an untrained "
-        "policy.</p>"
+        "column minus the first. Score: (method - random) / (oracle - random), of means over the seeds that "
+        "the three share. Random is an untrained policy.</p>"
     )
     if success := success_rows(methods):
         yield f"<h3>Success on {tasks}</h3>"
